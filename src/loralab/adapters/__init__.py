@@ -1,0 +1,1 @@
+"""LoRA adapters: injection, state and files; the only home of PEFT."""

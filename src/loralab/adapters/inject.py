@@ -1,0 +1,138 @@
+"""Putting an adapter on a part of the model, counting it beforehand, switching it off.
+
+Targets are matched in ``targets.py``; which kinds exist is in ``kinds.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import PeftConfig, inject_adapter_in_model
+from torch import nn
+
+from loralab.adapters.kinds import kind_of
+from loralab.adapters.layers import (
+    ADAPTER_NAME,
+    adaptable_modules,
+    adapter_layers,
+    adapter_parameters,
+)
+from loralab.adapters.spec import AdapterSpec
+from loralab.adapters.targets import match_targets
+
+__all__ = [
+    "InjectionReport",
+    "adapter_disabled",
+    "count_parameters",
+    "inject",
+    "match_targets",
+]
+
+
+@dataclass(frozen=True)
+class InjectionReport:
+    """What one injection did.
+
+    Attributes:
+        part: The part's name, e.g. ``unet``.
+        num_modules: Adapted modules; one hit by two targets counts once.
+        num_parameters: Trainable parameters.
+        hits: Number of modules each target matched.
+    """
+
+    part: str
+    num_modules: int
+    num_parameters: int
+    hits: Mapping[str, int]
+
+
+def count_parameters(module: nn.Module, spec: AdapterSpec, *, part: str = "") -> int:
+    """Return the number of parameters that ``inject`` would add; the module may be on meta.
+
+    Raises:
+        AdapterError: The kind is unknown or a target matches nothing.
+    """
+    kind = kind_of(spec)
+    chosen = _chosen(match_targets(module, spec.targets, part=part))
+    return sum(
+        kind.num_parameters(layer, spec)
+        for name, layer in adaptable_modules(module)
+        if name in chosen
+    )
+
+
+def inject(module: nn.Module, spec: AdapterSpec, *, part: str) -> InjectionReport:
+    """Freeze a module and add a float32 adapter that changes nothing yet.
+
+    The draw depends on torch's global CPU generator and the shapes alone, not on the dtype or
+    device of the base; the caller seeds it.
+
+    Raises:
+        AdapterError: The kind is unknown or a target matches nothing.
+    """
+    assert not adapter_layers(module), f"{part} has an adapter already"
+    num_parameters = count_parameters(module, spec, part=part)
+    hits = match_targets(module, spec.targets, part=part)
+    names = _chosen(hits)
+    kind = kind_of(spec)
+
+    module.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):  # PEFT draws too; only our draw may count
+        _add_adapter(module, kind.make_config(spec, _exactly(names)))
+    layers = adapter_layers(module)
+    assert set(layers) == names, "PEFT adapted other modules than were matched"
+    for layer in layers.values():
+        assert isinstance(layer, nn.Module)
+        layer.train(layer.get_base_layer().training)  # PEFT's own submodules start in train mode
+        for _, parameter in adapter_parameters(layer):
+            parameter.data = parameter.data.to(torch.float32)
+        kind.initialize(layer)
+
+    added = sum(p.numel() for layer in layers.values() for _, p in adapter_parameters(layer))
+    assert added == num_parameters, f"counted {num_parameters} parameters, injected {added}"
+    return InjectionReport(
+        part, len(layers), added, {target: len(found) for target, found in hits.items()}
+    )
+
+
+@contextmanager
+def adapter_disabled(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Run the base model inside the block, bit for bit, and put back what was before.
+
+    Modules without an adapter are allowed. ``requires_grad`` flags are put back as well, since
+    PEFT clears them with the adapter.
+    """
+    layers = [layer for module in modules for layer in adapter_layers(module).values()]
+    enabled = [layer for layer in layers if not layer.disable_adapters]
+    flags = [(p, p.requires_grad) for layer in enabled for _, p in adapter_parameters(layer)]
+    try:
+        for layer in enabled:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in enabled:
+            layer.enable_adapters(True)
+        for parameter, required in flags:
+            parameter.requires_grad_(required)
+
+
+def _chosen(hits: Mapping[str, list[str]]) -> set[str]:
+    return {name for found in hits.values() for name in found}
+
+
+def _exactly(names: set[str]) -> str:
+    """Return a pattern for these complete names: PEFT compares a list with the names' ends."""
+    return "|".join(re.escape(name) for name in sorted(names))
+
+
+def _add_adapter(module: nn.Module, config: PeftConfig) -> None:
+    # The libraries' models keep count of their adapters, so that pipelines can see ours.
+    add = getattr(module, "add_adapter", None)
+    if add is None:
+        inject_adapter_in_model(config, module, ADAPTER_NAME)
+    else:
+        add(config, adapter_name=ADAPTER_NAME)

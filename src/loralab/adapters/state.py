@@ -1,0 +1,79 @@
+"""The adapter's own parameters: which are trained, their state, their size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from loralab.adapters.layers import adapter_layers, adapter_parameters, lora_weights
+from loralab.errors import AdapterError, Problem
+
+
+def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that require a gradient: a list, so it can be walked twice."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def adapter_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the adapter's tensors by name, e.g. ``mid_block.attentions.0.proj_in.lora_A.weight``.
+
+    They share memory with the live parameters, as in ``nn.Module.state_dict``.
+    """
+    return {name: parameter.detach() for name, parameter in _parameters(module).items()}
+
+
+def load_adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a state into the live adapter; nothing is copied unless everything fits.
+
+    Raises:
+        AdapterError: Keys are missing, unexpected or of another shape; all of them are named.
+    """
+    live = _parameters(module)
+    problems = [
+        Problem(key, f"{key} is missing from the adapter's state.")
+        for key in live
+        if key not in state
+    ]
+    problems += [
+        Problem(key, f"{key} is in the adapter's state, but the model has no such parameter.")
+        for key in state
+        if key not in live
+    ]
+    problems += [
+        Problem(
+            key,
+            f"{key} has shape {tuple(state[key].shape)} in the adapter's state; "
+            f"it must be {tuple(parameter.shape)}.",
+        )
+        for key, parameter in live.items()
+        if key in state and state[key].shape != parameter.shape
+    ]
+    if problems:
+        raise AdapterError(*problems)
+    with torch.no_grad():
+        for key, parameter in live.items():
+            parameter.copy_(state[key])
+
+
+def adapter_norm(module: nn.Module) -> Tensor:
+    """Return the Frobenius norm of the update over all adapted modules, () float32.
+
+    The update is never formed: ||BA||^2 = tr((B'B)(AA')), two matrices of rank x rank.
+    """
+    squares = [product_square(*w.factors(torch.float32)) for w in lora_weights(module).values()]
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+
+
+def product_square(up: Tensor, down: Tensor) -> Tensor:
+    """Return ||up @ down||^2 of (out, rank) and (rank, in), () and not below zero."""
+    return ((up.mT @ up) * (down @ down.mT)).sum().clamp(min=0.0)
+
+
+def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {
+        f"{path}.{name}": parameter
+        for path, layer in adapter_layers(module).items()
+        for name, parameter in adapter_parameters(layer)
+    }

@@ -1,0 +1,57 @@
+"""A labelled grid of pictures, saved as PNG: what a person looks at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+CELL = 160  # px; small pictures are enlarged to whole multiples, large ones shrunk
+MARGIN, HEADING = 8, 28
+
+
+def save_sheet(
+    path: Path, columns: Mapping[str, Sequence[Tensor]], *, labels: Sequence[str] = ()
+) -> None:
+    """Save columns of pictures under their headings; a label stands below each row.
+
+    Args:
+        path: PNG to write; replaced as a whole.
+        columns: Heading -> pictures (3, H, W) in [0, 1]; columns may differ in length.
+        labels: One text per row.
+    """
+    rows = max(len(pictures) for pictures in columns.values())
+    step, row_height = CELL + MARGIN, CELL + MARGIN + HEADING
+    sheet = Image.new("RGB", (len(columns) * step + MARGIN, rows * row_height + HEADING), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
+    for column, (heading, pictures) in enumerate(columns.items()):
+        left = MARGIN + column * step
+        draw.text((left, 6), heading, fill="black", font=font)
+        for row, picture in enumerate(pictures):
+            image = _fit(to_image(picture))
+            sheet.paste(image, (left, HEADING + row * row_height))
+    for row, label in enumerate(labels):
+        draw.text((MARGIN, HEADING + row * row_height + CELL + 4), label, fill="gray", font=font)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    sheet.save(part, format="PNG")
+    os.replace(part, path)
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """Return a picture (3, H, W) in [0, 1] as an image of 8 bits a channel."""
+    pixels = picture.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels)
+
+
+def _fit(image: Image.Image) -> Image.Image:
+    longest = max(image.size)
+    if longest <= CELL:
+        factor = max(1, CELL // longest)
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    scale = CELL / longest
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)

@@ -1,0 +1,1 @@
+"""The diffusion objective: schedule, noise, timesteps, weighting, loss. Knows no model."""

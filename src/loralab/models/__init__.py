@@ -1,0 +1,1 @@
+"""Model families behind one call signature; the only home of diffusers and transformers."""

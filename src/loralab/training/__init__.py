@@ -1,0 +1,1 @@
+"""The Lightning side: module, data module, loaders, schedules and callbacks."""

@@ -1,0 +1,13 @@
+"""Pictures to put into test folders."""
+
+from __future__ import annotations
+
+import random
+
+from PIL import Image
+
+
+def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    """An RGB image of fixed noise: it compresses badly, so a cut file lacks pixels."""
+    data = random.Random(f"{width}x{height}:{seed}").randbytes(3 * width * height)
+    return Image.frombytes("RGB", (width, height), data)

@@ -1,0 +1,161 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from loralab.models.conditioning import ClipConditioner
+from loralab.models.family import ModelFamily
+from loralab.models.registry import load_family
+
+CAPTIONS = ["red, circle, white ground", "", "blue, stripes"]
+
+
+@pytest.fixture
+def conditioner(family: ModelFamily) -> ClipConditioner:
+    return family.conditioner
+
+
+def count_calls(conditioner: ClipConditioner) -> list[int]:
+    """Return a list that grows by the batch size of every run of the encoder."""
+    sizes: list[int] = []
+    conditioner.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    return sizes
+
+
+def test_clip_skip_one_is_the_librarys_last_hidden_state(conditioner: ClipConditioner) -> None:
+    ids = conditioner.tokenize(CAPTIONS)
+    wanted = conditioner.encoder(ids).last_hidden_state
+    got = conditioner.encode(CAPTIONS).hidden_states
+    assert got.shape == (3, 77, 32)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+@pytest.mark.parametrize("trainable", [False, True])
+def test_clip_skip_takes_the_nth_last_layer_through_the_final_norm(
+    folder: Path, clip_skip: int, trainable: bool
+) -> None:
+    conditioner = load_family("sd1", folder, clip_skip=clip_skip).conditioner
+    encoder = conditioner.encoder
+    states = encoder(conditioner.tokenize(CAPTIONS), output_hidden_states=True).hidden_states
+    num_layers = encoder.config.num_hidden_layers
+    assert len(states) == num_layers + 1
+    wanted = encoder.final_layer_norm(states[num_layers + 1 - clip_skip])
+    encoder.requires_grad_(trainable)
+    got = conditioner.encode(CAPTIONS).hidden_states
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_clip_skip_two_differs_from_one(folder: Path, conditioner: ClipConditioner) -> None:
+    other = load_family("sd1", folder, clip_skip=2).conditioner
+    first, second = (c.encode(["red"]).hidden_states for c in (conditioner, other))
+    assert not torch.allclose(first, second, atol=1e-2)
+
+
+def test_frozen_encoder_runs_once_per_caption(conditioner: ClipConditioner) -> None:
+    sizes = count_calls(conditioner)
+    first = conditioner.encode(["red", "blue", "red"]).hidden_states
+    again = conditioner.encode(["blue", "red"]).hidden_states
+    assert sizes == [1, 1]
+    assert not first.requires_grad
+    torch.testing.assert_close(first[[1, 0]], again, rtol=0, atol=0)
+
+
+def test_a_remembered_caption_does_not_depend_on_the_batch_it_came_in(
+    folder: Path, conditioner: ClipConditioner
+) -> None:
+    other = load_family("sd1", folder).conditioner
+    together = conditioner.encode(CAPTIONS).hidden_states[2]
+    alone = other.encode(CAPTIONS[2:]).hidden_states[0]
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+
+
+def test_encoder_in_training_runs_on_the_batch_each_time_with_gradients(
+    conditioner: ClipConditioner,
+) -> None:
+    sizes = count_calls(conditioner)
+    weight = conditioner.encoder.get_parameter("encoder.layers.0.self_attn.q_proj.weight")
+    weight.requires_grad_(True)
+    for _ in range(2):
+        states = conditioner.encode(["red", "red"]).hidden_states
+    assert sizes == [2, 2]
+    states.square().mean().backward()
+    assert weight.grad is not None
+
+
+def test_what_was_remembered_is_forgotten_once_the_encoder_trains(
+    conditioner: ClipConditioner,
+) -> None:
+    before = conditioner.encode(["red"]).hidden_states
+    norm = conditioner.encoder.final_layer_norm.weight
+    norm.requires_grad_(True)
+    conditioner.encode(["blue"])
+    with torch.no_grad():
+        norm.mul_(2)
+    norm.requires_grad_(False)
+    after = conditioner.encode(["red"]).hidden_states
+    assert not torch.allclose(before, after)
+
+
+def test_an_encoder_with_a_frozen_adapter_remembers_nothing(conditioner: ClipConditioner) -> None:
+    peft = pytest.importorskip("peft")
+    encoder = conditioner.encoder
+    encoder.add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    encoder.requires_grad_(False)
+    on = conditioner.encode(["red"]).hidden_states
+    encoder.disable_adapters()
+    off = conditioner.encode(["red"]).hidden_states
+    assert not torch.allclose(on, off)
+
+
+def test_states_remembered_in_inference_mode_can_be_trained_on(
+    conditioner: ClipConditioner,
+) -> None:
+    with torch.inference_mode():
+        conditioner.encode(["red"])
+    layer = torch.nn.Linear(32, 1)
+    layer(conditioner.encode(["red"]).hidden_states).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_autocast_does_not_change_what_is_remembered(
+    folder: Path, conditioner: ClipConditioner
+) -> None:
+    other = load_family("sd1", folder).conditioner
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = conditioner.encode(["red"]).hidden_states
+    torch.testing.assert_close(mixed, other.encode(["red"]).hidden_states, rtol=0, atol=0)
+
+
+def test_memory_is_bounded_and_drops_the_least_used(conditioner: ClipConditioner) -> None:
+    conditioner.memo_size = 2
+    conditioner.encode(["red", "blue"])
+    conditioner.encode(["red", "green"])
+    sizes = count_calls(conditioner)
+    conditioner.encode(["red", "green"])
+    assert sizes == []
+    conditioner.encode(["blue"])
+    assert sizes == [1]
+
+
+def test_memory_follows_a_change_of_dtype(conditioner: ClipConditioner) -> None:
+    conditioner.encode(["red"])
+    conditioner.to(torch.bfloat16)
+    assert conditioner.encode(["red"]).hidden_states.dtype == torch.bfloat16
+
+
+def test_recorded_tokens_take_the_place_of_captions(conditioner: ClipConditioner) -> None:
+    ids = conditioner.tokenize(["red"])
+    got = conditioner.encode(["something else"], input_ids=ids).hidden_states
+    torch.testing.assert_close(got, conditioner.encode(["red"]).hidden_states, rtol=0, atol=0)
+
+
+def test_captions_that_lose_their_end_are_named(conditioner: ClipConditioner) -> None:
+    fits, long = ", ".join(["red"] * 38), ", ".join(["red"] * 39)  # 75 and 77 tokens, plus two
+    assert conditioner.truncated([fits, long, ""]) == [long]
+    assert conditioner.tokenize([long]).shape == (1, 77)
+
+
+def test_a_smaller_max_tokens_shortens_the_states(folder: Path) -> None:
+    conditioner = load_family("sd1", folder, max_tokens=16).conditioner
+    assert conditioner.encode(["red"]).hidden_states.shape == (1, 16, 32)
