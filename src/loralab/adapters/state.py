@@ -30,6 +30,15 @@ def load_adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         AdapterError: Keys are missing, unexpected or of another shape; all of them are named.
     """
+    if problems := state_problems(module, state):
+        raise AdapterError(*problems)
+    with torch.no_grad():
+        for key, parameter in _parameters(module).items():
+            parameter.copy_(state[key])
+
+
+def state_problems(module: nn.Module, state: Mapping[str, Tensor]) -> list[Problem]:
+    """Return a problem for every key that is missing, unexpected or of another shape."""
     live = _parameters(module)
     problems = [
         Problem(key, f"{key} is missing from the adapter's state.")
@@ -50,11 +59,7 @@ def load_adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         for key, parameter in live.items()
         if key in state and state[key].shape != parameter.shape
     ]
-    if problems:
-        raise AdapterError(*problems)
-    with torch.no_grad():
-        for key, parameter in live.items():
-            parameter.copy_(state[key])
+    return problems
 
 
 def adapter_norm(module: nn.Module) -> Tensor:

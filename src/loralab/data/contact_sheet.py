@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-CELL = 160  # px; small pictures are enlarged to whole multiples, large ones shrunk
-MARGIN, HEADING = 8, 28
+CELL = 192  # px; small pictures are enlarged to whole multiples, large ones shrunk
+MARGIN, HEADING, LABEL = 12, 30, 24
 
 
 def save_sheet(
@@ -23,18 +23,22 @@ def save_sheet(
         columns: Heading -> pictures (3, H, W) in [0, 1]; columns may differ in length.
         labels: One text per row.
     """
-    rows = max(len(pictures) for pictures in columns.values())
-    step, row_height = CELL + MARGIN, CELL + MARGIN + HEADING
-    sheet = Image.new("RGB", (len(columns) * step + MARGIN, rows * row_height + HEADING), "white")
+    fitted = {
+        heading: [_fit(to_image(picture)) for picture in pictures]
+        for heading, pictures in columns.items()
+    }
+    rows = max(len(images) for images in fitted.values())
+    size = (len(fitted) * (CELL + MARGIN) + MARGIN, HEADING + rows * (CELL + LABEL))
+    sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
-    for column, (heading, pictures) in enumerate(columns.items()):
-        left = MARGIN + column * step
-        draw.text((left, 6), heading, fill="black", font=font)
-        for row, picture in enumerate(pictures):
-            image = _fit(to_image(picture))
-            sheet.paste(image, (left, HEADING + row * row_height))
+    for column, (heading, images) in enumerate(fitted.items()):
+        left = MARGIN + column * (CELL + MARGIN)
+        draw.text((left, 8), heading, fill="black", font=font)
+        for row, image in enumerate(images):
+            sheet.paste(image, (left, HEADING + row * (CELL + LABEL) + (CELL - image.height) // 2))
     for row, label in enumerate(labels):
-        draw.text((MARGIN, HEADING + row * row_height + CELL + 4), label, fill="gray", font=font)
+        top = HEADING + row * (CELL + LABEL) + CELL + 3
+        draw.text((MARGIN, top), label, fill="dimgray", font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     sheet.save(part, format="PNG")

@@ -124,7 +124,11 @@ class BucketBatchSampler(Sampler[MicroBatch]):
         return -(-chunks // (self.world_size * self.accumulation)) * self.accumulation
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """Return this rank's micro-batches from ``position`` on, and reset ``position``."""
+        """Yield this rank's micro-batches from ``position`` on, and reset ``position``.
+
+        A generator, so that asking for an iterator consumes nothing: torch's loader with workers
+        asks twice and drops the first.
+        """
         plan = epoch_plan(
             self.bucket_of,
             self.weights,
@@ -136,7 +140,7 @@ class BucketBatchSampler(Sampler[MicroBatch]):
             shuffle=self.shuffle,
         )
         start, self.position = self.position, 0
-        return iter(plan[self.rank :: self.world_size][start:])
+        yield from plan[self.rank :: self.world_size][start:]
 
     def state_dict(self) -> dict[str, int]:
         """Return epoch and start position."""

@@ -1,0 +1,216 @@
+"""Rerun what the documentation claims and write `docs/evidence.md`: `make evidence`.
+
+Every section starts new processes with the defaults a user has. `ARGS="resume sweep"` reruns some
+sections; the others keep their text. `clone` needs the network of the package index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+PAGE = ROOT / "docs" / "evidence.md"
+HEAD = """# Evidence
+
+Written by `make evidence`, which reruns everything below in new processes.
+"""
+
+
+def train(
+    output: Path, *overrides: str, check: bool = True
+) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run `python train.py` in a new process; return it and its seconds."""
+    command = [sys.executable, "train.py", f"output_dir={output}", *overrides]
+    started = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if check and done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done, time.perf_counter() - started
+
+
+def only_run(output: Path, name: str = "demo") -> Path:
+    """Return the one run folder below a name."""
+    (folder,) = (path.parent for path in (output / name).glob("*/run.json"))
+    return folder
+
+
+def default_run(output: Path) -> Iterator[str]:
+    """The default experiment, as it is."""
+    done, seconds = train(output)
+    folder = only_run(output)
+    metrics = json.loads((folder / "run.json").read_text())["metrics"]
+    shutil.copy(folder / "preview.png", ROOT / "docs" / "preview.png")
+    yield f"`python train.py`: {seconds:.0f} s from the prompt to the end.\n"
+    yield "| figure | value |\n|---|---|"
+    for name in ("val/loss_base", "val/loss"):
+        yield f"| `{name}` | {metrics[name]:.4f} |"
+    yield f"| change | {100 * (metrics['val/loss'] / metrics['val/loss_base'] - 1):+.1f} % |\n"
+    yield "![base, LoRA and training images](preview.png)\n"
+    yield f"```\n{_outcome(done.stdout)}\n```"
+
+
+def clone(output: Path) -> Iterator[str]:
+    """Fresh clones of the committed state: `make train`, `make test`."""
+    place = output / "clone"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(place)], check=True)
+    environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
+    for target in ("train", "test"):
+        started = time.perf_counter()
+        done = subprocess.run(
+            ["make", target],
+            cwd=place,
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        seconds = time.perf_counter() - started
+        if done.returncode != 0:
+            raise SystemExit(done.stdout[-4000:] + done.stderr[-4000:])
+        lines = done.stdout.strip().splitlines()
+        last = next((s for s in reversed(lines) if re.search(r"passed|Loss on held-out", s)), "")
+        yield f"- `make {target}`: {seconds:.0f} s with set-up. {last.strip('= ')}"
+
+
+def export(output: Path) -> Iterator[str]:
+    """Both files in a diffusers pipeline, alpha not equal to rank, against the live model."""
+    from roundtrip import largest_pixel_difference
+
+    train(output, "adapter.rank=8", "adapter.alpha=5", "export.precision=fp32",
+          "trainer.max_steps=60", "preview.prompts=[]")  # fmt: skip
+    yield "Rank 8, alpha 5, 60 steps; picture values are in [0, 1].\n"
+    yield "| file | largest pixel difference from the live model | base from live |\n|---|---|---|"
+    for name, difference, effect in largest_pixel_difference(only_run(output)):
+        yield f"| `{name}` | {difference:.2e} | {effect:.2e} |"
+
+
+def resume(output: Path) -> Iterator[str]:
+    """Killed with -9 in the middle of an epoch, continued, compared with no interruption."""
+    from roundtrip import compare_runs
+
+    options = ("trainer.max_steps=60", "trainer.log_every_n_steps=1", "preview.prompts=[]",
+               "callbacks.checkpoint.every_n_steps=20", "callbacks.progress.every_n_steps=1",
+               "adapter.dropout=0.1", "trainer.accumulate_grad_batches=2", "run_id=run",
+               "export.precision=fp32")  # fmt: skip
+    train(output / "whole", *options)
+    command = [sys.executable, "train.py", f"output_dir={output / 'killed'}", *options]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 33/"):
+                process.send_signal(signal.SIGKILL)
+                break
+    kept = [path.name for path in (output / "killed/demo/run/checkpoints").glob("*.ckpt")]
+    train(output / "killed", *options, "resume=auto")
+    yield f"Killed at step 33 of 60 with {', '.join(sorted(kept))} on disk; 5 steps an epoch.\n"
+    yield "| compared | equal bit for bit |\n|---|---|"
+    for name, equal in compare_runs(output / "whole/demo/run", output / "killed/demo/run"):
+        yield f"| {name} | {'yes' if equal else 'NO'} |"
+
+
+def sweep(output: Path) -> Iterator[str]:
+    """Four runs by one command, ranked in TensorBoard."""
+    from roundtrip import hparams_rows, screenshot
+
+    _, seconds = train(output, "-m", "optimizer.lr=1e-4,1e-3", "adapter.rank=4,16",
+                       "preview.prompts=[]")  # fmt: skip
+    files = len(list((output / "latent-cache").rglob("*.safetensors")))
+    yield f"`python train.py -m optimizer.lr=1e-4,1e-3 adapter.rank=4,16`: {seconds:.0f} s, "
+    yield f"{files} latent files shared by all runs.\n"
+    yield "| run | val/loss | val/loss_base |\n|---|---|---|"
+    for name, ours, base in sorted(hparams_rows(output), key=lambda row: row[1]):
+        yield f"| `{name}` | {ours:.4f} | {base:.4f} |"
+    if screenshot(output, ROOT / "docs" / "hparams.png"):
+        yield "\n![TensorBoard's HPARAMS tab](hparams.png)"
+
+
+def bench(output: Path) -> Iterator[str]:
+    """Speed and memory beside the floor."""
+    subprocess.run([sys.executable, "benchmarks/bench.py"], cwd=ROOT, check=True)
+    text = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    yield re.sub(r"^#", "###", text, flags=re.MULTILINE)
+
+
+def refusals(output: Path) -> Iterator[str]:
+    """Wrong commands, the sentence each gets, the seconds it takes."""
+    from wrong_commands import prepare, wrong_commands
+
+    prepare(output)
+    yield "| command: `python train.py` … | answer | s |\n|---|---|---|"
+    for overrides in wrong_commands(output):
+        done, seconds = train(output / "runs", *overrides, check=False)
+        text = done.stdout + done.stderr
+        if done.returncode != 2 or "Traceback" in text or (output / "runs").exists():
+            raise SystemExit(f"{overrides} was not refused properly:\n{text}")
+        answer = " ".join(line[4:] for line in text.splitlines() if line.startswith("  - "))
+        shown = " ".join(overrides).replace(str(output), "…").replace("|", "\\|")
+        answer = answer.replace(str(output), "…").replace(str(ROOT), ".").replace("|", "\\|")
+        yield f"| `{shown}` | {answer} | {seconds:.1f} |"
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Path], Iterator[str]]]] = {
+    "default": ("The default run", default_run),
+    "clone": ("A fresh clone", clone),
+    "export": ("The exported file", export),
+    "resume": ("Stopped and continued", resume),
+    "sweep": ("A sweep", sweep),
+    "bench": ("Speed", bench),
+    "refusals": ("Wrong commands", refusals),
+}
+
+
+def main() -> None:
+    """Rerun the chosen sections and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="*", help=f"some of {', '.join(SECTIONS)}; default all")
+    chosen = parser.parse_args().sections or list(SECTIONS)
+    if unknown := set(chosen) - SECTIONS.keys():
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    texts = _read_page()
+    for name in chosen:
+        print(f"evidence: {name}", flush=True)
+        with _scratch() as output:
+            texts[name] = "\n".join(SECTIONS[name][1](output))
+    body = [HEAD, f"Machine: {os.cpu_count()} CPU cores, Python {platform.python_version()}."]
+    for name, (title, _) in SECTIONS.items():
+        if name in texts:
+            body.append(f"\n## {title}\n<!-- {name} -->\n{texts[name].strip()}")
+    PAGE.write_text("\n".join(body) + "\n")
+
+
+def _read_page() -> dict[str, str]:
+    if not PAGE.is_file():
+        return {}
+    pieces = re.split(r"^## .*\n<!-- (\w+) -->\n", PAGE.read_text(), flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="evidence-") as folder:
+        yield Path(folder)
+
+
+def _outcome(stdout: str) -> str:
+    text = stdout[stdout.index("Done.") :]
+    return re.sub(r"\S*/evidence-\w+", "outputs", text).strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Hydra's composition errors in our words: key, value, nearest spelling, remedy; all at once.
+
+Hydra stops at the first error and advises `+key`, which would smuggle a misspelt key past the
+schema. When composing fails, each override is tried again on top of those that work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from loralab.config.parse import describe_type, nearest
+from loralab.config.records import RunConfig
+from loralab.config.store import conf_dir
+from loralab.errors import Problem
+
+_PRESETS = ("experiment", "sweep", "debug")  # groups that a run does without
+
+
+def composition_problems(error: Exception, arguments: Sequence[str]) -> tuple[Problem, ...]:
+    """Return every override that does not compose, each as one sentence.
+
+    Args:
+        error: What composing raised.
+        arguments: The command line; flags of Hydra itself are skipped.
+    """
+    GlobalHydra.instance().clear()
+    problems: list[Problem] = []
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        candidates = _single_overrides(arguments, problems)
+        _keep_composable(_search_path(arguments), candidates, problems)
+    return tuple(problems) or (_reword(error, ""),)
+
+
+def _keep_composable(
+    good: list[str], candidates: Sequence[str], problems: list[Problem]
+) -> list[str]:
+    """Return the candidates that compose on top of the good ones; halving finds the others."""
+    if not candidates:
+        return []
+    try:
+        compose("train", overrides=[*good, *candidates])
+        return list(candidates)
+    except (HydraException, OmegaConfBaseException, ValueError) as found:
+        if len(candidates) == 1:
+            problems.append(_reword(found, candidates[0]))
+            return []
+    middle = len(candidates) // 2
+    first = _keep_composable(good, candidates[:middle], problems)
+    return first + _keep_composable([*good, *first], candidates[middle:], problems)
+
+
+def _search_path(arguments: Sequence[str]) -> list[str]:
+    """Return `--config-dir FOLDER` as an override, so that the user's own options are found."""
+    for flag in ("--config-dir", "-cd"):
+        if flag in arguments[:-1]:
+            folder = Path(arguments[arguments.index(flag) + 1]).absolute()
+            return [f"hydra.searchpath=['file://{folder}']"]
+    return []
+
+
+def _single_overrides(arguments: Sequence[str], problems: list[Problem]) -> list[str]:
+    """Split sweeps into their values; group choices come first, because values depend on them."""
+    groups: list[str] = []
+    values: list[str] = []
+    parser = OverridesParser.create()
+    previous = ""
+    for argument in arguments:
+        is_folder, previous = previous in ("--config-dir", "-cd"), argument
+        if argument.startswith("-") or is_folder:
+            continue
+        try:
+            override = parser.parse_override(argument)
+        except (HydraException, OmegaConfBaseException):
+            problems.append(_not_an_override(argument))
+            continue
+        key = override.get_key_element()
+        texts = (
+            [f"{key}={value}" for value in override.sweep_string_iterator()]
+            if override.is_sweep_override()
+            else [argument]
+        )
+        is_group = "." not in key and (conf_dir() / key.lstrip("+~")).is_dir()
+        (groups if is_group else values).extend(texts)
+    return groups + values
+
+
+def _reword(error: BaseException, override: str) -> Problem:
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error, override)
+    if isinstance(error, OverrideParseException):
+        return _not_an_override(override)
+    key, _, value = override.partition("=")
+    if value == "null" and (conf_dir() / key).is_dir():
+        return _missing_choice(key)
+    if override.startswith("~"):
+        return _removal(key)
+    if override.startswith("+") and "already at" in str(error):
+        plain = override.lstrip("+")
+        name = key.lstrip("+")
+        return Problem(name, f"{name} is an option already; write {plain}, without the +.")
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    key = str(getattr(cause, "full_key", "") or "").split("[")[0]  # a list's item: the list
+    if isinstance(cause, ValidationError) and key:
+        return _wrong_value(key, override)
+    if isinstance(cause, OmegaConfBaseException) and key:
+        return _unknown_key(key)
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    subject = override or "conf/train.yaml"
+    return Problem(subject, f"{subject} does not compose: {first.rstrip('.')}.")
+
+
+def _not_an_override(argument: str) -> Problem:
+    return Problem(
+        argument,
+        f"{argument!r} is not an override; write key=value, and quote values with special "
+        "characters twice: 'key=\"value\"'.",
+    )
+
+
+def _missing_choice(group: str) -> Problem:
+    if group in _PRESETS:
+        return Problem(group, f"{group} is null; to run without one write ~{group}.")
+    options = ", ".join(sorted(file.stem for file in (conf_dir() / group).glob("*.yaml")))
+    return Problem(group, f"{group} is null, and a run needs one of its options: {options}.")
+
+
+def _removal(override: str) -> Problem:
+    key = override.lstrip("~")
+    return Problem(
+        key,
+        f"~{key} would remove something that does not exist or that every run needs; give it a "
+        f"value instead, {key}=...",
+    )
+
+
+def _missing_option(error: MissingConfigException, override: str) -> Problem:
+    group, _, option = (error.missing_cfg_file or override).rpartition("/")
+    group = group.strip("/")
+    folder = conf_dir() / group
+    options = [file.stem for file in folder.glob("*.yaml")] if group and folder.is_dir() else []
+    if not options:
+        return Problem(option, f"{group or option} is not a group of options.")
+    return Problem(
+        group, f"{group}={option} does not exist. {nearest(option, options, group + '=')}"
+    )
+
+
+def _wrong_value(key: str, override: str) -> Problem:
+    value = override.split("=", 1)[1] if "=" in override else "of another type"
+    item = _find_field(key)
+    allowed = describe_type(item) if item is not None else "of another type"
+    return Problem(key, f"{key} is {value!r}; it must be {allowed}.")
+
+
+def _unknown_key(key: str) -> Problem:
+    parent, _, name = key.rpartition(".")
+    recipe = parent.split(".")[0]
+    if recipe in ("optimizer", "trainer", "callbacks"):
+        keys = _composed_keys(parent)
+        names = [str(key) for key in keys if not str(key).startswith("_")]
+        close = nearest(name, names, f"{parent}.")
+        return Problem(
+            key,
+            f"{key} is not in this recipe. {close} To pass another argument, add it to a YAML "
+            f"file in conf/{recipe}/.",
+        )
+    record = _find_record(parent)
+    names = [item.name for item in dataclasses.fields(record)] if record else []
+    return Problem(
+        key, f"{key} is not an option. {nearest(name, names, f'{parent}.' if parent else '')}"
+    )
+
+
+def _composed_keys(key: str) -> list[Any]:
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.select(compose("train"), key)
+    return list(node) if node is not None else []
+
+
+def _find_record(key: str) -> type | None:
+    """Return the record type at a dotted key; the empty key is the root."""
+    record: Any = RunConfig
+    for name in [part for part in key.split(".") if part]:
+        record = get_type_hints(record).get(name)
+        if not dataclasses.is_dataclass(record):
+            return None
+    return record  # type: ignore[no-any-return]
+
+
+def _find_field(key: str) -> dataclasses.Field[Any] | None:
+    parent, _, name = key.rpartition(".")
+    record = _find_record(parent)
+    fields = {item.name: item for item in dataclasses.fields(record)} if record else {}
+    return fields.get(name)

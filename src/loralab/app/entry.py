@@ -1,0 +1,108 @@
+"""The Hydra entry point: compose, run, and say in one sentence what a user can mend.
+
+Only hydra is imported at the top, so that a misspelt key is answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from loralab.app.composition import composition_problems
+from loralab.app.logs import log_file, report_crash
+from loralab.config.store import conf_dir, register
+from loralab.errors import Problem, UserError
+
+USER_ERROR, CRASH = 2, 1
+MOST_SHOWN = 20  # problems; the rest is counted
+
+
+_COMPOSING = (hydra.errors.HydraException, OmegaConfBaseException, ValueError)
+_jobs: list[tuple[str, bool]] = []  # of a multirun in this process: settings, failed
+
+
+def main() -> None:
+    """Run `train.py`; exit code 0 is success, 2 a user's mistake, 1 a crash."""
+    register()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
+    task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_task)
+    try:
+        task()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as error:
+        _end_sweep(USER_ERROR)
+        _refuse(error.problems)
+    except Exception as error:
+        _end_sweep(CRASH)
+        if isinstance(error, _COMPOSING):  # a job's own errors do not come this far
+            _refuse(composition_problems(error, sys.argv[1:]))
+        report_crash(error)
+        sys.exit(CRASH)
+
+
+def _task(raw: DictConfig) -> float | None:
+    from loralab.app.run import run
+
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        return _job(raw, Path(hydra_config.runtime.output_dir))
+    try:
+        return run(raw)
+    except UserError as error:
+        _refuse(error.problems)
+    except Exception as error:
+        report_crash(error)
+        sys.exit(CRASH)
+
+
+def _job(raw: DictConfig, folder: Path) -> float | None:
+    """Run one job of a sweep; a failure is told here and raised, and the sweep goes on."""
+    from loralab.app.run import run
+
+    settings = folder.name
+    print(f"\n== Job {len(_jobs) + 1}: {settings}", flush=True)
+    try:
+        result = run(raw, sweep_folder=folder)
+    except Exception as error:
+        _jobs.append((settings, True))
+        if isinstance(error, UserError):
+            _tell(error.problems)
+        else:
+            report_crash(error)
+        raise
+    _jobs.append((settings, False))
+    return result
+
+
+def _end_sweep(code: int) -> None:
+    """List the jobs that failed and end, if this was a sweep."""
+    failed = [settings for settings, has_failed in _jobs if has_failed]
+    if failed:
+        print(f"\n{len(failed)} of {len(_jobs)} jobs failed; their reasons stand above:")
+        for settings in failed:
+            print(f"  - {settings}")
+        sys.exit(code)
+
+
+def _refuse(problems: tuple[Problem, ...]) -> NoReturn:
+    _tell(problems)
+    sys.exit(USER_ERROR)
+
+
+def _tell(problems: tuple[Problem, ...]) -> None:
+    count = len(problems)
+    heading = "Nothing was started" if log_file() is None else "The run stopped"
+    print(f"{heading}: " + ("one problem" if count == 1 else f"{count} problems"))
+    for problem in problems[:MOST_SHOWN]:
+        print(f"  - {problem}")
+    if count > MOST_SHOWN:
+        print(f"  and {count - MOST_SHOWN} more")

@@ -1,0 +1,180 @@
+"""Where a run lives, and which run is continued."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loralab.app.logs import close_log
+from loralab.config.records import RunConfig
+from loralab.errors import Problem, ResumeError, UserError
+
+STATE_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder and the checkpoint it goes on from.
+
+    Attributes:
+        path: The folder; it need not exist yet.
+        checkpoint: Checkpoint to continue from, or None to start at step 0.
+        continued: The folder belongs to an earlier start of the same run.
+        finished: The run has reached its end already.
+    """
+
+    path: Path
+    checkpoint: Path | None = None
+    continued: bool = False
+    finished: bool = False
+
+
+def choose_folder(config: RunConfig, *, sweep_folder: Path | None = None) -> RunFolder:
+    """Decide where the run goes; nothing is created.
+
+    Raises:
+        ResumeError: The folder exists and resume is not set, or the checkpoint is not one of ours.
+    """
+    if sweep_folder is not None:
+        return RunFolder(sweep_folder)
+    parent = Path(config.output_dir) / config.name
+    if config.resume is None:
+        return _fresh(config, parent)
+    if config.resume != "auto":
+        return _from_checkpoint(Path(config.resume))
+    if config.run_id is not None:
+        folder = parent / config.run_id
+        return _continued(folder) if folder.is_dir() else RunFolder(folder)
+    runs = sorted(path.parent for path in parent.glob(f"*/{STATE_FILE}"))
+    unfinished = [run for run in runs if read_state(run).get("state") != "finished"]
+    if unfinished or runs:
+        return _continued((unfinished or runs)[-1])
+    return _fresh(config, parent)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return what `run.json` says; empty when it is missing or unreadable."""
+    try:
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file as a whole or not at all.
+
+    Raises:
+        UserError: The folder is full or not writable.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(storage_problem(path, error)) from error
+
+
+def storage_problem(path: Path, error: OSError, *, key: str = "output_dir") -> Problem:
+    """Say that a folder is full or not writable."""
+    return Problem(
+        key,
+        f"{key}: {path} cannot be written ({error.strerror or error}); free some space, mend "
+        f"the folder's permissions or set {key} to another folder.",
+    )
+
+
+@contextmanager
+def removed_if_refused(folder: RunFolder) -> Iterator[None]:
+    """Take a new run's folder away when the block is refused, so that nothing is left behind."""
+    try:
+        yield
+    except UserError:
+        close_log()
+        if not folder.continued:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            with suppress(OSError):  # the folder of the name, if this was its only run
+                folder.path.parent.rmdir()
+        raise
+
+
+def output_folder_problem(
+    path: Path, *, needed_bytes: int, key: str = "output_dir"
+) -> Problem | None:
+    """Return a problem when the folder cannot be made or has too little space; leave no trace."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    probe = existing / f".loralab-probe-{os.getpid()}"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+        statistics = os.statvfs(existing)
+    except OSError as error:
+        return storage_problem(path, error, key=key)
+    free = statistics.f_bavail * statistics.f_frsize
+    if free < needed_bytes:
+        return Problem(
+            key,
+            f"{key}: {path} has {free / 2**20:.0f} MiB free, and this run needs about "
+            f"{needed_bytes / 2**20:.0f} MiB; free some space or set {key} to another folder.",
+        )
+    return None
+
+
+def _fresh(config: RunConfig, parent: Path) -> RunFolder:
+    if config.run_id is not None:
+        folder = parent / config.run_id
+        if folder.exists():
+            raise ResumeError(
+                Problem(
+                    "run_id",
+                    f"run_id is {config.run_id}, but {folder} exists already; set resume=auto to "
+                    "continue it, or choose another run_id.",
+                )
+            )
+        return RunFolder(folder)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder, number = parent / stamp, 1
+    while folder.exists():
+        number += 1
+        folder = parent / f"{stamp}-{number}"
+    return RunFolder(folder)
+
+
+def _continued(folder: Path) -> RunFolder:
+    from loralab.training.callbacks.checkpoint import checkpoints
+
+    found = checkpoints(folder / "checkpoints")
+    finished = read_state(folder).get("state") == "finished"
+    return RunFolder(folder, found[-1] if found else None, continued=True, finished=finished)
+
+
+def _from_checkpoint(path: Path) -> RunFolder:
+    folder = path.parent.parent
+    if not path.is_file():
+        raise ResumeError(
+            Problem(
+                "resume",
+                f"resume is {path}, which is not a file; give a checkpoint such as "
+                "outputs/NAME/RUN_ID/checkpoints/step-000100.ckpt, or resume=auto.",
+            )
+        )
+    if not (folder / CONFIG_FILE).is_file():
+        raise ResumeError(
+            Problem(
+                "resume",
+                f"resume is {path}, but {folder / CONFIG_FILE} is missing; a checkpoint is "
+                "continued in its own run folder.",
+            )
+        )
+    return RunFolder(folder, path, continued=True)

@@ -1,0 +1,72 @@
+"""The run's log file, quiet libraries, and what becomes of an unexpected error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+LOG_FILE = "train.log"
+_log = logging.getLogger("loralab")
+_current: list[Path] = []
+
+
+def quiet_libraries() -> None:
+    """Leave the screen to us: libraries speak from warnings on, and into the log."""
+    for name in ("lightning.pytorch", "lightning.fabric"):  # importing them resets the parent
+        logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("bitsandbytes", "xformers"):  # they complain about kernels that nobody asked for
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Lightning 2.6 calls a torch function that torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
+    # Data loading is chosen by the user; on small sets workers cost more than they give.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # A run without held-out images is a choice too.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
+    # The CSV logger shares the run folder with everything else of the run.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty.*")
+
+
+def open_log(folder: Path) -> None:
+    """Send log records and warnings to `train.log` of this run, and close that of the last."""
+    close_log()
+    root = logging.getLogger()
+    logging.raiseExceptions = False  # a full disk is told once, by what cannot be written
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.is_run_log = True  # type: ignore[attr-defined]
+    root.addHandler(handler)
+    _log.setLevel(logging.INFO)
+    _current[:] = [folder / LOG_FILE]
+
+
+def close_log() -> None:
+    """Stop writing to a run's log."""
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if getattr(h, "is_run_log", False)]:
+        root.removeHandler(handler)
+        handler.close()
+    _current.clear()
+
+
+def log_file() -> Path | None:
+    """Return the log of the run under way, or None when none has begun."""
+    return _current[0] if _current else None
+
+
+def report_crash(error: BaseException) -> None:
+    """Keep the traceback in the run's log and say where; without a log, print it."""
+    text = "".join(traceback.format_exception(error))
+    if not _current:
+        print(text, file=sys.stderr, end="")
+        return
+    _log.error("the run crashed\n%s", text)
+    reason = str(error).splitlines()[0] if str(error) else ""
+    print(
+        f"The run crashed: {type(error).__name__}: {reason}\n"
+        f"The traceback is in {_current[0]}; checkpoints are whole, resume=auto continues.",
+        file=sys.stderr,
+    )

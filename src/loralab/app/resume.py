@@ -1,0 +1,80 @@
+"""Is the run that is asked for the run that was interrupted?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from loralab.app.folders import CONFIG_FILE, RunFolder, read_state
+from loralab.config.parse import to_plain, walk_options
+from loralab.config.records import RunConfig
+from loralab.errors import Problem
+
+# What of the recipes may change without changing the result.
+_FREE = ("callbacks.", "trainer.log_every_n_steps", "trainer.accelerator", "trainer.profiler")
+
+
+def resume_problems(config: RunConfig, folder: RunFolder) -> list[Problem]:
+    """Return every setting that changes the result and differs from the stored run."""
+    path = folder.path / CONFIG_FILE
+    if not folder.continued or not path.is_file():
+        return []
+    stored = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(stored, Mapping)
+    ours = dict(_flat(to_plain(config)))
+    theirs = dict(_flat(stored))
+    free = {key for key, item, _ in walk_options(config) if not item.metadata["affects_result"]}
+    problems = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        if key in free or key.startswith(_FREE) or ours.get(key) == theirs.get(key):
+            continue
+        problems.append(
+            Problem(
+                key,
+                f"{key} is {ours.get(key)!r}, but the interrupted run in {folder.path} has "
+                f"{theirs.get(key)!r}; set it back, or start a new run without resume.",
+            )
+        )
+    return problems
+
+
+def data_problem(folder: RunFolder, data_digest: str) -> Problem | None:
+    """Return a problem when the images or captions are not those the run began with."""
+    stored = read_state(folder.path).get("data_digest") if folder.continued else None
+    if stored in (None, data_digest):
+        return None
+    return Problem(
+        "data.image_dir",
+        f"data.image_dir: images or captions have changed since the run in {folder.path} began; "
+        "put them back, or start a new run without resume.",
+    )
+
+
+def checkpoint_problem(path: Path) -> Problem | None:
+    """Return a problem when a checkpoint cannot be read."""
+    import pickle
+
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, pickle.UnpicklingError, EOFError, ValueError):
+        content = None
+    if isinstance(content, Mapping) and {"state_dict", "loops", "base_errors"} <= content.keys():
+        return None
+    return Problem(
+        "resume",
+        f"resume: {path} is damaged or not a checkpoint of loralab; delete it to continue from the "
+        "one before, or start a new run without resume.",
+    )
+
+
+def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

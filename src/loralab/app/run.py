@@ -1,0 +1,49 @@
+"""The whole program in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from loralab.app.folders import CONFIG_FILE, choose_folder, removed_if_refused, write_text
+from loralab.app.logs import open_log, quiet_libraries
+from loralab.app.processes import hand_over, handed_over, is_main_process
+from loralab.config.parse import parse_config, to_yaml
+
+
+def run(raw: Mapping[str, Any] | DictConfig, *, sweep_folder: Path | None = None) -> float | None:
+    """Train one run from its configuration; return the metric that sweeps minimise.
+
+    Args:
+        raw: Composed Hydra config or plain data.
+        sweep_folder: Folder of this job inside a multirun; None makes one from name and run_id.
+
+    Raises:
+        UserError: Anything a user can mend; every problem of preflight at once.
+    """
+    config = parse_config(raw)  # typed, rules checked, no torch yet
+    folder = handed_over() or choose_folder(config, sweep_folder=sweep_folder)
+    if folder.finished:
+        print(f"{folder.path} is already finished; nothing to do.")
+        return None
+    quiet_libraries()
+    from loralab.app.lifecycle import finish, start, train  # torch and friends load here
+    from loralab.app.preflight import preflight
+    from loralab.app.report import show_plan
+
+    survey = preflight(config, folder, is_sweep=sweep_folder is not None)  # seconds; no weights
+    if is_main_process():
+        show_plan(config, survey, folder)
+    if config.check_only:
+        return None
+    with removed_if_refused(folder):
+        if is_main_process():
+            open_log(folder.path)
+            write_text(folder.path / CONFIG_FILE, to_yaml(config))
+            hand_over(folder)
+        job = start(config, survey, folder)  # weights
+    train(job, folder)
+    return finish(job, config, folder)

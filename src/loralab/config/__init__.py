@@ -1,0 +1,1 @@
+"""Typed configuration: records, choices and rules. Nothing here imports torch."""

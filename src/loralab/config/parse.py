@@ -1,0 +1,236 @@
+"""Any mapping -> `RunConfig`, every problem at once; and back to YAML.
+
+Hydra checks keys and types while composing, but `+group.key=...` passes it silently, and configs
+also come from plain YAML (resume, tools), where types are gone. So every level is compared with
+its dataclass here, whatever the source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from loralab.config.records import RunConfig
+from loralab.config.rules import check_rules
+from loralab.errors import ConfigError, Problem
+
+_MISSING_REMEDY = {
+    "data.image_dir": "Set data.image_dir=FOLDER to your images.",
+    "model.path": "Set model.path=FOLDER to a base model in diffusers layout.",
+}
+
+
+def parse_config(raw: Mapping[str, Any] | DictConfig) -> RunConfig:
+    """Return the typed configuration.
+
+    Args:
+        raw: A composed Hydra config or plain YAML data.
+
+    Raises:
+        ConfigError: Unknown key, wrong type, missing value, out of range, or a rule across fields;
+            all of them together.
+    """
+    if isinstance(raw, DictConfig):
+        raw = _plain(raw)
+    problems: list[Problem] = []
+    config = _convert(RunConfig, raw, "", problems)
+    assert isinstance(config, RunConfig)
+    problems += _range_problems(config)
+    if not problems:  # rules may rely on types and ranges
+        problems += check_rules(config)
+    if problems:
+        raise ConfigError(*problems)
+    return config
+
+
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as plain data: what `config.yaml` of a run holds."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Enum):
+            return value.name
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return value
+
+    return plain(config)  # type: ignore[no-any-return]
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the configuration as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+
+
+def walk_options(
+    record: Any, prefix: str = ""
+) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Yield (full key, field, value) of every leaf option of a record or a record type."""
+    hints = get_type_hints(record if isinstance(record, type) else type(record))
+    for item in dataclasses.fields(record):
+        key = f"{prefix}{item.name}"
+        value = hints[item.name] if isinstance(record, type) else getattr(record, item.name)
+        if dataclasses.is_dataclass(hints[item.name]):
+            yield from walk_options(value, f"{key}.")
+        else:
+            yield key, item, value
+
+
+def nearest(word: str, candidates: Iterable[str], prefix: str = "") -> str:
+    """Return "Did you mean x?" or, when nothing is near, the list of candidates.
+
+    The prefix stands before a suggestion, so that it can be copied to the command line.
+    """
+    options = sorted(candidates)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean {prefix}{close[0]}?"
+    if not options:
+        return "Remove it."
+    return f"Allowed: {', '.join(options)}."
+
+
+def _plain(raw: DictConfig) -> dict[str, Any]:
+    """Resolve interpolations; a reference to a missing value stays missing."""
+    try:
+        _blank_references_to_missing(raw)
+        plain = OmegaConf.to_container(raw, resolve=True, enum_to_str=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "config"
+        message = f"{key} refers to something that does not exist ({_first_line(error)})."
+        raise ConfigError(Problem(key, message)) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _blank_references_to_missing(node: DictConfig) -> None:
+    """Turn an interpolation of a `???` value into `???`, so that the root cause is reported."""
+    from omegaconf import open_dict
+    from omegaconf.errors import InterpolationToMissingValueError
+
+    with open_dict(node):
+        for key in list(node):
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_interpolation():
+                if not child._is_none() and not child._is_missing():
+                    _blank_references_to_missing(child)
+            elif child is not None and child._is_interpolation():
+                try:
+                    _ = node[key]
+                except InterpolationToMissingValueError:
+                    child._set_value("???")
+
+
+def _convert(record_type: type, raw: Any, prefix: str, problems: list[Problem]) -> Any:
+    """Build one record from plain data, collecting problems instead of raising."""
+    hints = get_type_hints(record_type)
+    fields = {item.name: item for item in dataclasses.fields(record_type)}
+    if not isinstance(raw, Mapping):
+        key = prefix.rstrip(".")
+        problems.append(
+            Problem(key, f"{key} is {raw!r}; it must be a group with {', '.join(fields)}.")
+        )
+        raw = {}
+    for name in raw:
+        if name not in fields:
+            key = f"{prefix}{name}"
+            problems.append(
+                Problem(key, f"{key} is not an option. {nearest(str(name), fields, prefix)}")
+            )
+    values: dict[str, Any] = {}
+    node = OmegaConf.structured(record_type)  # converts by the rules Hydra itself converts with
+    for name, item in fields.items():
+        key, hint = f"{prefix}{name}", hints[name]
+        if dataclasses.is_dataclass(hint):
+            values[name] = _convert(hint, raw.get(name, {}), f"{key}.", problems)  # type: ignore[arg-type]
+        else:
+            values[name] = _leaf(node, item, raw, key, problems)
+    return record_type(**values)
+
+
+def _leaf(
+    node: DictConfig,
+    item: dataclasses.Field[Any],
+    raw: Mapping[str, Any],
+    key: str,
+    problems: list[Problem],
+) -> Any:
+    """Return one value in its declared type; a problem leaves None."""
+    try:
+        if item.name in raw:
+            OmegaConf.update(node, item.name, raw[item.name], merge=False)
+        value = node[item.name]
+        if OmegaConf.is_config(value):
+            return OmegaConf.to_container(value, throw_on_missing=True)
+        return value
+    except OmegaConfBaseException as error:
+        problems.append(_leaf_problem(error, item, raw, key))
+        return None  # skipped by the range check; rules do not run any more
+
+
+def _leaf_problem(
+    error: Exception, item: dataclasses.Field[Any], raw: Mapping[str, Any], key: str
+) -> Problem:
+    value = raw.get(item.name, "???")
+    if value == "???":
+        remedy = _MISSING_REMEDY.get(key, f"Set {key}=...")
+        return Problem(key, f"{key} has no value and needs one. {remedy}")
+    return Problem(key, f"{key} is {value!r}; it must be {describe_type(item)}.")
+
+
+def describe_type(item: dataclasses.Field[Any]) -> str:
+    """Say in words what a field takes, e.g. "a whole number" or "one of a, b"."""
+    text = str(item.type)
+    plain, enums = text.removesuffix(" | None"), _enums()
+    words = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "text",
+        "list[str]": "a list of texts, like [a, b]",
+        "list[Layout]": "a list of " + ", ".join(enums["Layout"]),
+        "dict[str, Any]": "a group of keys",
+    }
+    described = "one of " + ", ".join(enums[plain]) if plain in enums else words.get(plain, "a group of keys")
+    return described + (" or null" if plain != text else "")
+
+
+def _enums() -> dict[str, list[str]]:
+    from loralab.config import choices
+
+    return {
+        name: [member.name for member in kind]
+        for name, kind in vars(choices).items()
+        if isinstance(kind, type) and issubclass(kind, Enum) and kind is not Enum
+    }
+
+
+def _range_problems(config: RunConfig) -> list[Problem]:
+    """Compare every number with the range in its field's metadata."""
+    problems = []
+    for key, item, value in walk_options(config):
+        low, high = item.metadata.get("low"), item.metadata.get("high")
+        if value is None or (low is None and high is None):
+            continue
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
+            if high is None:
+                allowed = f"at least {low:g}"
+            elif low is None:
+                allowed = f"at most {high:g}"
+            else:
+                allowed = f"between {low:g} and {high:g}"
+            problems.append(Problem(key, f"{key} is {value}; it must be {allowed}."))
+    return problems
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,27 @@
+"""The embedded demo: a tiny pretrained Stable Diffusion 1 pipeline and a small image set.
+
+Everything here is data in this folder, so that a first experiment runs offline in minutes on a
+CPU. `loralab.demo.pretrain` made it; CREDITS.md names sources and licences.
+"""
+
+from pathlib import Path
+
+# Subjects of the validation images: the base knows them, the demo LoRA never sees them.
+PREVIEW_PROMPTS = (
+    "cyanotype, cat, animal",
+    "cyanotype, rocket, vehicle",
+    "cyanotype, mushroom, plant",
+    "cyanotype, guitar, music",
+    "cyanotype, house, building",
+    "cyanotype, crown, clothing",
+)
+
+
+def base_dir() -> Path:
+    """Return the diffusers folder of the base pipeline."""
+    return Path(__file__).parent / "base"
+
+
+def images_dir(split: str) -> Path:
+    """Return the folder of PNG and caption files of "train" or "validation"."""
+    return Path(__file__).parent / "images" / split

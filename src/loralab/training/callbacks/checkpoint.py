@@ -1,0 +1,125 @@
+"""Checkpoints of the adapter and everything needed to go on, at optimizer-step boundaries only."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+
+from loralab.errors import Problem, UserError
+
+PATTERN = re.compile(r"step-(\d+)\.ckpt")
+
+
+class Checkpoint(L.Callback):
+    """Saves every n optimizer steps, at the end, and when the run is asked to stop.
+
+    The first Ctrl-C or SIGTERM finishes the step under way, saves and stops; a second one stops
+    at once.
+    """
+
+    def __init__(self, every_n_steps: int = 100, keep_last: int = 2) -> None:
+        """Keep the cadence.
+
+        Args:
+            every_n_steps: Optimizer steps between checkpoints.
+            keep_last: Newest checkpoints to keep.
+        """
+        if every_n_steps < 1 or keep_last < 1:
+            raise ValueError(
+                f"every_n_steps is {every_n_steps} and keep_last is {keep_last}; "
+                "both must be at least 1"
+            )
+        self.every_n_steps = every_n_steps
+        self.keep_last = keep_last
+        self.stop_requested = False
+        self._saved_step = -1
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Listen for requests to stop; Lightning's own handlers come back afterwards."""
+        self._saved_step = trainer.global_step
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._request_stop)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save when a window has just been closed and it is time, or a stop was requested."""
+        step = trainer.global_step
+        window_closed = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not window_closed or step == self._saved_step:
+            return
+        # Signals reach the processes of a run at different moments; they stop at the same step.
+        stop = trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False)
+        if step % self.every_n_steps == 0 or stop:
+            self._save(trainer)
+        if stop:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Save the end of the run and stop listening."""
+        self._stop_listening()
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+
+    def on_exception(
+        self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Stop listening; nothing is saved in the middle of a step."""
+        self._stop_listening()
+
+    def _request_stop(self, number: int, frame: Any) -> None:
+        if self.stop_requested:
+            raise KeyboardInterrupt
+        self.stop_requested = True
+        print("\nStopping after this step; press Ctrl-C again to stop at once.", flush=True)
+
+    def _stop_listening(self) -> None:
+        while self._handlers:
+            number, handler = self._handlers.popitem()
+            signal.signal(number, handler)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        path = folder / f"step-{trainer.global_step:06d}.ckpt"
+        part = path.with_suffix(".part")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(part)
+            if trainer.is_global_zero:
+                os.replace(part, path)
+                for old in checkpoints(folder)[: -self.keep_last]:
+                    old.unlink()
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise UserError(
+                Problem(
+                    "output_dir",
+                    f"{path} could not be written ({error.strerror or error}); free some space or "
+                    "mend the folder's permissions, then continue with resume=auto.",
+                )
+            ) from error
+        self._saved_step = trainer.global_step
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, oldest step first, compared as numbers."""
+    found = [path for path in folder.glob("step-*.ckpt") if PATTERN.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Return the optimizer step in a checkpoint's name."""
+    match = PATTERN.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])

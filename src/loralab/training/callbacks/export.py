@@ -1,0 +1,55 @@
+"""Adapter files while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as L
+
+
+class Export(L.Callback):
+    """Writes adapter files every n steps or epochs; the last file is written after training."""
+
+    def __init__(
+        self,
+        write: Callable[[str, int], object],
+        *,
+        every_n_steps: int | None,
+        every_n_epochs: int | None,
+    ) -> None:
+        """Keep the cadence.
+
+        Args:
+            write: Writes the files, given the ending of their names (`-step000100`) and the step.
+            every_n_steps: Optimizer steps between files.
+            every_n_epochs: Epochs between files.
+        """
+        self.write = write
+        self.every_n_steps = every_n_steps
+        self.every_n_epochs = every_n_epochs
+        self._written_step = 0
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Write after a step that is due, except the last, which gets the plain name."""
+        step = trainer.global_step
+        if self.every_n_steps is None or step == self._written_step or step >= trainer.max_steps:
+            return
+        if step % self.every_n_steps == 0 and trainer.is_global_zero:
+            self._written_step = step
+            self.write(f"-step{step:06d}", step)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write after an epoch that is due."""
+        epoch = trainer.current_epoch + 1
+        if self.every_n_epochs is None or trainer.global_step >= trainer.max_steps:
+            return
+        if epoch % self.every_n_epochs == 0 and trainer.is_global_zero:
+            self.write(f"-epoch{epoch:04d}", trainer.global_step)

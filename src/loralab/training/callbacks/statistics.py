@@ -1,0 +1,136 @@
+"""Loss, loss by timestep, rates, norms, speed and memory, at the logging cadence.
+
+Sums are kept on the device and in checkpoints, so logging costs no wait and a resumed run logs
+the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import lightning.pytorch as L
+import psutil
+import torch
+from torch import Tensor
+
+from loralab.adapters.state import adapter_norm
+from loralab.errors import Problem, UserError
+from loralab.training.module import LoRATrainingModule
+
+NUM_BANDS = 4
+
+
+class Statistics(L.Callback):
+    """Logs every `trainer.log_every_n_steps` optimizer steps."""
+
+    def __init__(self) -> None:
+        self.loss: float | None = None  # latest logged loss, for the progress line
+        self.images_per_second: float | None = None
+        self._sums = torch.zeros(2 * NUM_BANDS + 2, dtype=torch.float64)
+        self._step = 0
+        self._images, self._seconds, self._started = 0, 0.0, 0.0
+        self._grad_norm: Tensor | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Move the sums to where the losses are."""
+        self._sums = self._sums.to(module.device)
+        self._step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock of this forward and backward pass."""
+        self._started = time.perf_counter()
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any
+    ) -> None:
+        """Take the gradient's norm before clipping, when this step will be logged."""
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
+            present = [gradient for gradient in gradients if gradient is not None]
+            norms = torch._foreach_norm(present) if present else [torch.zeros(())]
+            self._grad_norm = torch.stack(list(norms)).norm()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Add this micro-batch; at the end of a window perhaps log."""
+        assert isinstance(module, LoRATrainingModule)
+        self._add(module)
+        self._seconds += time.perf_counter() - self._started
+        self._images += len(batch["keys"])
+        if trainer.global_step == self._step:
+            return
+        self._sums[-1] += trainer.global_step - self._step
+        self._step = trainer.global_step
+        if self._step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log(trainer, module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums since the last logging."""
+        return {"sums": self._sums.cpu()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the sums of the checkpoint."""
+        self._sums = state["sums"]
+
+    def _add(self, module: LoRATrainingModule) -> None:
+        last = module.last
+        assert last is not None
+        num_timesteps = module.objective.schedule.num_timesteps
+        bands = last.timesteps * NUM_BANDS // num_timesteps  # (B,)
+        counted = last.counted.double()
+        self._sums[:NUM_BANDS].index_add_(0, bands, last.error.double() * counted)
+        self._sums[NUM_BANDS : 2 * NUM_BANDS].index_add_(0, bands, counted)
+        self._sums[-2] += last.loss
+
+    def _log(self, trainer: L.Trainer, module: LoRATrainingModule) -> None:
+        *cells, loss, steps = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
+        world = trainer.world_size
+        self.loss = loss / (steps / world)
+        if not math.isfinite(self.loss):
+            raise UserError(_diverged(self.loss, trainer.global_step))
+        self.images_per_second = self._images * world / max(self._seconds, 1e-9)
+        figures: dict[str, float] = {
+            "train/loss": self.loss,
+            "train/gradient_norm": float(self._grad_norm) if self._grad_norm is not None else 0.0,
+            "speed/images_per_second": self.images_per_second,
+            "memory/gib": memory_bytes(module.device) / 2**30,
+            "epoch": float(trainer.current_epoch),
+        }
+        width = module.objective.schedule.num_timesteps // NUM_BANDS
+        for band in range(NUM_BANDS):
+            if cells[NUM_BANDS + band]:
+                name = f"train/loss_by_timestep/{band * width:03d}-{(band + 1) * width - 1:03d}"
+                figures[name] = cells[band] / cells[NUM_BANDS + band]
+        for group in trainer.optimizers[0].param_groups:
+            figures[f"learning_rate/{group['name']}"] = group["lr"]
+        for name, part in module.adapted.items():
+            figures[f"adapter_norm/{name}"] = float(adapter_norm(part))
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=trainer.global_step)
+        self._sums.zero_()
+        self._images, self._seconds = 0, 0.0
+
+
+def _diverged(loss: float, step: int) -> Problem:
+    return Problem(
+        "optimizer.lr",
+        f"train/loss is {loss} at step {step}, so the weights are lost; lower optimizer.lr, set "
+        "trainer.gradient_clip_val=1.0, and continue from an earlier checkpoint or start anew.",
+    )
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return the largest memory held on a GPU so far, or the process's present memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
