@@ -31,7 +31,6 @@ SIBLINGS = {"data", "diffusion", "models", "adapters"}
 BELOW_APP = {"training", "errors", *SIBLINGS}
 ROOMS = {
     "train": {"app", "config", "errors"},
-    "cli": {"app", "config", "demo", *BELOW_APP},
     "app": {"config", "demo", *BELOW_APP},
     "training": {"errors", *SIBLINGS},
     **{sibling: {"errors"} for sibling in SIBLINGS},
@@ -59,8 +58,7 @@ HOMES = {
     "hydra": {"config", "app", "train"},
     "omegaconf": {"config", "app", "train"},
     "yaml": {"config", "app"},
-    "typer": {"cli"},
-    "rich": {"app", "cli", "training.callbacks"},
+    "rich": {"app", "training.callbacks"},
     "resvg_py": {"demo.scripts"},
 }
 
@@ -132,7 +130,7 @@ def test_package_itself_imports_nothing() -> None:
         ("diffusion.objective", "def later():\n    import loralab.training.lr_schedules"),
         ("training.module", "from loralab.config.records import RunConfig"),
         ("training.module", "from loralab import config"),
-        ("app.run", "from loralab.cli import main"),
+        ("training.module", "from loralab.app import main"),
         ("app.run", "from loralab.demo.pretrain import main"),
         ("train", "from loralab.training.lr_schedules import cosine"),
         ("errors", "from loralab.config import parse"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from loralab.adapters.inject import inject
 from loralab.app.export import AdapterWriter
 from loralab.app.folders import RunFolder
 from loralab.app.preflight import Survey
+from loralab.app.processes import is_main_process
 from loralab.app.recipes import recipe_arguments, recipe_target
 from loralab.config.choices import LoggerKind, WeightDtype
 from loralab.config.records import RunConfig
@@ -186,8 +188,22 @@ def build_logger(config: RunConfig, folder: RunFolder) -> Logger | bool:
             **place, default_hp_metric=False, flush_secs=config.logger.flush_seconds
         )
     if config.logger.kind is LoggerKind.csv:
-        return CSVLogger(**place)
+        return _csv_logger(folder, **place)
     return False
+
+
+def _csv_logger(folder: RunFolder, **place: Any) -> CSVLogger:
+    """Return a logger that writes every row at once and keeps the rows up to the checkpoint."""
+    path, kept = folder.path / "metrics.csv", []
+    if folder.checkpoint is not None and path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            last = step_of(folder.checkpoint)
+            kept = [row for row in csv.DictReader(file) if int(row["step"]) <= last]
+    logger = CSVLogger(**place, flush_logs_every_n_steps=1)
+    if kept and is_main_process():
+        logger.experiment.metrics = kept  # Lightning 2.6 deletes the old file here
+        logger.save()
+    return logger
 
 
 def build_outputs(config: RunConfig, survey: Survey, writer: AdapterWriter) -> list[L.Callback]:

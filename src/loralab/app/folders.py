@@ -96,14 +96,16 @@ def storage_problem(path: Path, error: OSError, *, key: str = "output_dir") -> P
 @contextmanager
 def removed_if_refused(folder: RunFolder) -> Iterator[None]:
     """Take a new run's folder away when the block is refused, so that nothing is left behind."""
+    made = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
     try:
         yield
     except UserError:
         close_log()
         if not folder.continued:
             shutil.rmtree(folder.path, ignore_errors=True)
-            with suppress(OSError):  # the folder of the name, if this was its only run
-                folder.path.parent.rmdir()
+            with suppress(OSError):  # of the folders above only those that hold nothing else
+                for path in made[1:]:
+                    path.rmdir()
         raise
 
 

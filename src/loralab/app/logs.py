@@ -17,12 +17,16 @@ def quiet_libraries() -> None:
     """Leave the screen to us: libraries speak from warnings on, and into the log."""
     for name in ("lightning.pytorch", "lightning.fabric"):  # importing them resets the parent
         logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
+    connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
+    logging.getLogger(connector).setLevel(logging.WARNING)  # a line for every save
     for name in ("bitsandbytes", "xformers"):  # they complain about kernels that nobody asked for
         logging.getLogger(name).setLevel(logging.ERROR)
     # Lightning 2.6 calls a torch function that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
     # Data loading is chosen by the user; on small sets workers cost more than they give.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Our figures are counted over epochs, so a short epoch hides none.
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than.*")
     # A run without held-out images is a choice too.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
     # The CSV logger shares the run folder with everything else of the run.

@@ -200,7 +200,11 @@ def describe_type(item: dataclasses.Field[Any]) -> str:
         "list[Layout]": "a list of " + ", ".join(enums["Layout"]),
         "dict[str, Any]": "a group of keys",
     }
-    described = "one of " + ", ".join(enums[plain]) if plain in enums else words.get(plain, "a group of keys")
+    described = (
+        "one of " + ", ".join(enums[plain])
+        if plain in enums
+        else words.get(plain, "a group of keys")
+    )
     return described + (" or null" if plain != text else "")
 
 

@@ -222,7 +222,7 @@ class LoggerRecord:
 
     kind: LoggerKind = option(LoggerKind.none, "Logger.", affects_result=False)
     flush_seconds: int = option(
-        30, "Longest time before numbers reach the disk.", low=1, affects_result=False
+        30, "Longest time before TensorBoard files reach the disk.", low=1, affects_result=False
     )
 
 

@@ -67,12 +67,14 @@ class ImageTextDataModule(L.LightningDataModule):
         self.load_codec = load_codec
         self.loading = loading
         self.seed = seed
+        self._prepared = False
         self.report: Callable[[int, int], None] = lambda done, total: None
 
     def prepare_data(self) -> None:
         """Encode what the latent cache lacks; Lightning calls this on one process only."""
-        if self.cache is None:
+        if self.cache is None or self._prepared:
             return
+        self._prepared = True
         entries = [*self.train_set.required(), *self.validation_set.required()]
         lacking = set(self.cache.missing(entry.key for entry in entries))
         unique = {entry.key: entry for entry in entries}.values()

@@ -32,6 +32,7 @@ class Statistics(L.Callback):
         self._step = 0
         self._images, self._seconds, self._started = 0, 0.0, 0.0
         self._grad_norm: Tensor | None = None
+        self._rates: dict[str, float] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Move the sums to where the losses are."""
@@ -47,8 +48,9 @@ class Statistics(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any
     ) -> None:
-        """Take the gradient's norm before clipping, when this step will be logged."""
+        """Take the rates in use and the gradient's norm before clipping, if this step is logged."""
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
             gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
             present = [gradient for gradient in gradients if gradient is not None]
             norms = torch._foreach_norm(present) if present else [torch.zeros(())]
@@ -111,8 +113,7 @@ class Statistics(L.Callback):
             if cells[NUM_BANDS + band]:
                 name = f"train/loss_by_timestep/{band * width:03d}-{(band + 1) * width - 1:03d}"
                 figures[name] = cells[band] / cells[NUM_BANDS + band]
-        for group in trainer.optimizers[0].param_groups:
-            figures[f"learning_rate/{group['name']}"] = group["lr"]
+        figures |= {f"learning_rate/{name}": rate for name, rate in self._rates.items()}
         for name, part in module.adapted.items():
             figures[f"adapter_norm/{name}"] = float(adapter_norm(part))
         for logger in trainer.loggers:

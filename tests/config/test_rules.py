@@ -1,0 +1,222 @@
+"""Rules across fields: each fires on its mistake and on nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from loralab import demo
+from loralab.config.parse import parse_config
+from loralab.config.rules import RULES, check_rules
+from loralab.errors import ConfigError
+from tests.config.conftest import put
+
+HELD_OUT = {"validation.fraction": 0.1}
+
+# rule, the values that break it, the key it names, a neighbouring choice that is fine.
+CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
+    (
+        "_some_part_is_adapted",
+        {"adapter.unet.enabled": False, "adapter.text_encoder.enabled": False},
+        "adapter",
+        {"adapter.unet.enabled": False},
+    ),
+    (
+        "_some_part_is_adapted",
+        {"adapter.unet.targets": []},
+        "adapter.unet.targets",
+        {"adapter.text_encoder.enabled": False, "adapter.text_encoder.targets": []},
+    ),
+    ("_buckets_fit", {"data.buckets.step": 60}, "data.buckets.step", {"data.buckets.step": 32}),
+    ("_buckets_fit", {"data.resolution": 500}, "data.resolution", {"data.resolution": 576}),
+    (
+        "_buckets_fit",
+        {"data.buckets.min_side": 576},
+        "data.buckets.min_side",
+        {"data.buckets.min_side": 576, "data.buckets.enabled": False},
+    ),
+    (
+        "_buckets_fit",
+        {"data.buckets.max_side": 448},
+        "data.buckets.max_side",
+        {"data.buckets.max_side": 512},
+    ),
+    (
+        "_timesteps_are_a_range",
+        {"objective.min_timestep": 500, "objective.max_timestep": 500},
+        "objective.min_timestep",
+        {"objective.min_timestep": 499, "objective.max_timestep": 500},
+    ),
+    (
+        "_one_warmup",
+        {"scheduler.warmup_steps": 5, "scheduler.warmup_fraction": 0.1},
+        "scheduler.warmup_steps",
+        {"scheduler.warmup_fraction": 0.1},
+    ),
+    ("_recipe_numbers", {"optimizer.lr": "fast"}, "optimizer.lr", {"optimizer.lr": 0}),
+    ("_recipe_numbers", {"optimizer.lr": -1e-4}, "optimizer.lr", {"optimizer.lr": 1}),
+    (
+        "_recipe_numbers",
+        {"trainer.accumulate_grad_batches": 0},
+        "trainer.accumulate_grad_batches",
+        {"trainer.accumulate_grad_batches": 2},
+    ),
+    (
+        "_recipe_numbers",
+        {"trainer.log_every_n_steps": 2.5},
+        "trainer.log_every_n_steps",
+        {"trainer.log_every_n_steps": 1},
+    ),
+    (
+        "_recipe_numbers",
+        {"trainer.gradient_clip_val": -1},
+        "trainer.gradient_clip_val",
+        {"trainer.gradient_clip_val": None},
+    ),
+    (
+        "_steps_or_epochs",
+        {"trainer.max_steps": 10, "trainer.max_epochs": 2},
+        "trainer.max_steps",
+        {"trainer.max_steps": -1, "trainer.max_epochs": 2},
+    ),
+    (
+        "_steps_or_epochs",
+        {"trainer.max_steps": None, "trainer.max_epochs": None},
+        "trainer.max_steps",
+        {"trainer.max_steps": None, "trainer.max_epochs": 1},
+    ),
+    (
+        "_steps_or_epochs",
+        {"trainer.max_steps": 10, "scheduler.warmup_steps": 10},
+        "scheduler.warmup_steps",
+        {"trainer.max_steps": 10, "scheduler.warmup_steps": 9},
+    ),
+    (
+        "_fused_steps_are_not_clipped",
+        {"optimizer.fused": True, "trainer.precision": "bf16-mixed"},
+        "optimizer.fused",
+        {"optimizer.fused": True, "trainer.precision": "32-true"},
+    ),
+    (
+        "_fused_steps_are_not_clipped",
+        {"optimizer.fused": True, "trainer.precision": "16-mixed"},
+        "optimizer.fused",
+        {
+            "optimizer.fused": True,
+            "trainer.precision": "16-mixed",
+            "trainer.gradient_clip_val": None,
+        },
+    ),
+    (
+        "_one_validation_source",
+        {"validation.folder": "held-out", **HELD_OUT},
+        "validation.fraction",
+        {"validation.folder": "held-out"},
+    ),
+    (
+        "_one_validation_source",
+        {"validation.every_n_steps": 10},
+        "validation.every_n_steps",
+        {"validation.every_n_steps": 10, **HELD_OUT},
+    ),
+    (
+        "_demo_base_is_for_the_demo",
+        {"model.path": str(demo.base_dir())},
+        "model.path",
+        {"model.path": str(demo.base_dir()), "data.image_dir": str(demo.images_dir("train"))},
+    ),
+    ("_stubs_stay_off", {"ema.enabled": True}, "ema.enabled", {"ema.enabled": False}),
+    (
+        "_templates_fill",
+        {"export.name_template": "{nmae}"},
+        "export.name_template",
+        {"export.name_template": "{name}-{run_id}"},
+    ),
+    (
+        "_templates_fill",
+        {"export.name_template": "a/{name}"},
+        "export.name_template",
+        {"export.name_template": "a {name}"},
+    ),
+    ("_templates_fill", {"name": "a/b"}, "name", {"name": "a-b"}),
+    ("_templates_fill", {"run_id": ".."}, "run_id", {"run_id": None}),
+    (
+        "_metric_exists",
+        {"optimized_metric": "val/los"},
+        "optimized_metric",
+        {"optimized_metric": "val/loss_at_timestep/125"},
+    ),
+    (
+        "_layouts_are_distinct",
+        {"export.layouts": ["kohya", "kohya"]},
+        "export.layouts",
+        {"export.layouts": ["diffusers", "kohya"]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "broken", "key", "fine"), CASES)
+def test_a_rule_refuses_its_mistake_and_lets_its_neighbour_pass(
+    plain: dict[str, Any], rule: str, broken: dict[str, Any], key: str, fine: dict[str, Any]
+) -> None:
+    good = parse_config(with_values(plain, fine))
+    assert [problem for check in RULES for problem in check(good)] == []
+    with pytest.raises(ConfigError) as caught:
+        parse_config(with_values(plain, broken))
+    (problem,) = caught.value.problems
+    assert problem.key == key
+    assert problem.message.startswith((key, "adapter.unet.enabled"))
+    assert problem.message.endswith(".")
+
+
+@pytest.mark.parametrize(("rule", "broken", "key", "fine"), CASES)
+def test_the_problem_comes_from_the_rule_of_that_name(
+    plain: dict[str, Any], rule: str, broken: dict[str, Any], key: str, fine: dict[str, Any]
+) -> None:
+    config = parse_config(plain)
+    for name, value in broken.items():
+        assign(config, name, value)
+    assert [check.__name__ for check in RULES if list(check(config))] == [rule]
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {rule.__name__ for rule in RULES} == {case[0] for case in CASES}
+
+
+def test_all_broken_rules_are_reported_together(plain: dict[str, Any]) -> None:
+    config = parse_config(plain)
+    config.ema.enabled = True
+    config.objective.min_timestep, config.objective.max_timestep = 10, 5
+    config.data.buckets.step = 60
+    assert {problem.key for problem in check_rules(config)} == {
+        "ema.enabled",
+        "objective.min_timestep",
+        "data.buckets.step",
+    }
+
+
+def with_values(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy with values put in by their dotted keys."""
+    import copy
+
+    data = copy.deepcopy(data)
+    for key, value in values.items():
+        put(data, key, value)
+    return data
+
+
+def assign(config: Any, key: str, value: Any) -> None:
+    """Set a value of the typed configuration by its dotted key."""
+    *groups, name = key.split(".")
+    node = config
+    for group in groups:
+        node = node[group] if isinstance(node, dict) else getattr(node, group)
+    if isinstance(node, dict):
+        node[name] = value
+    elif key == "export.layouts":
+        from loralab.config.choices import Layout
+
+        setattr(node, name, [Layout[word] for word in value])
+    else:
+        setattr(node, name, value)

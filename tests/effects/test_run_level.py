@@ -1,0 +1,98 @@
+"""The run itself: its name and place, its seed, how it goes on, what it returns."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from loralab.config.parse import parse_config
+from loralab.errors import ConfigError, ResumeError
+from tests.effects.registry import effect
+from tests.effects.runs import Tiny, changed
+
+HELD_OUT = "validation.fraction=0.3"
+FOUR = ("trainer.max_steps=4", "callbacks.checkpoint.every_n_steps=2")
+
+
+@effect("name", "run_id", "output_dir")
+def test_the_folder_is_output_dir_name_and_run_id(tiny: Tiny, tmp_path: Path) -> None:
+    run = tiny.run(f"output_dir={tmp_path}", "name=icons", "run_id=first")
+    assert (tmp_path / "icons" / "first" / "config.yaml").is_file()
+    assert run.files == ["icons.diffusers.safetensors", "icons.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["icons"]
+
+
+@effect("run_id")
+def test_without_a_run_id_the_folder_is_named_by_the_time(tiny: Tiny) -> None:
+    built = tiny.build("run_id=null")
+    assert re.fullmatch(r"\d{8}-\d{6}(-\d+)?", built.folder.path.name)
+
+
+@effect("run_id")
+def test_a_run_id_that_exists_is_refused(tiny: Tiny) -> None:
+    run = tiny.run()
+    with pytest.raises(ResumeError, match="exists already; set resume=auto"):
+        tiny.run_anew(f"run_id={run.folder.name}")
+
+
+@effect("seed")
+def test_a_run_with_the_same_seed_is_the_same_bit_for_bit(tiny: Tiny) -> None:
+    assert changed(tiny.run().adapter, tiny.run_anew().adapter) == []
+
+
+@effect("seed")
+def test_another_seed_trains_another_adapter(tiny: Tiny) -> None:
+    one, other = tiny.run().adapter, tiny.run("seed=1").adapter
+    factors = {key for key in one if not key.endswith(".alpha")}
+    assert set(changed(one, other)) == factors
+
+
+@effect("resume")
+def test_resume_goes_on_from_a_checkpoint_to_the_same_adapter(tiny: Tiny) -> None:
+    every = "callbacks.progress.every_n_steps=1"
+    whole = tiny.run(*FOUR, every)
+    run = tiny.run_anew(*FOUR, every)
+    path = run.folder / "checkpoints" / "step-000002.ckpt"
+    resumed = tiny.run_anew(*FOUR, every, f"resume={path}", f"run_id={run.folder.name}")
+    assert "step 2/4" not in resumed.stdout
+    assert "step 3/4" in resumed.stdout
+    assert changed(whole.adapter, resumed.adapter) == []
+
+
+@effect("resume")
+def test_a_finished_run_is_not_run_again(tiny: Tiny) -> None:
+    run = tiny.run()
+    again = tiny.run_anew("resume=auto", f"run_id={run.folder.name}")
+    assert again.stdout == f"{run.folder} is already finished; nothing to do.\n"
+
+
+@effect("optimized_metric")
+def test_a_run_returns_the_metric_it_is_asked_for(tiny: Tiny) -> None:
+    run = tiny.run(HELD_OUT)
+    assert run.value == run.metrics["val/loss"]
+    other = tiny.run(HELD_OUT, "optimized_metric=val/loss_at_timestep/875")
+    assert other.value == other.metrics["val/loss_at_timestep/875"]
+    assert other.value != run.value
+
+
+@effect("check_only")
+def test_check_only_prints_the_plan_and_leaves_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    run = tiny.run("check_only=true", f"output_dir={tmp_path / 'outputs'}")
+    assert "Plan of tiny" in run.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@effect("ema.enabled")
+def test_averaging_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"^ema\.enabled is true; .*set it to false"):
+        tiny.config("ema.enabled=true")
+
+
+@effect("compat.kind")
+def test_only_our_own_behaviour_is_on_offer(tiny: Tiny) -> None:
+    assert tiny.config("compat.kind=none").compat.kind.name == "none"
+    foreign = {**tiny.compose(), "compat": {"kind": "sd_scripts"}}
+    with pytest.raises(ConfigError, match=r"^compat\.kind is 'sd_scripts'; it must be one of none"):
+        parse_config(foreign)

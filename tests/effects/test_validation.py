@@ -1,0 +1,78 @@
+"""Which images are held out, and when and how they are measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loralab.app.preflight import Survey
+from tests.effects.registry import effect
+from tests.effects.runs import NUM_IMAGES, NUM_STEPS, Tiny, changed
+from tests.tiny import make_images
+
+HELD_OUT = ("validation.fraction=0.3", "logger=csv")
+
+
+def digests(survey: Survey) -> tuple[set[str], set[str]]:
+    """Return the contents that are trained on and those held out."""
+    groups = (survey.items, survey.validation_items)
+    training, held_out = ({item.record.digest for item in items} for items in groups)
+    return training, held_out
+
+
+@effect("validation.fraction")
+def test_a_share_of_the_images_is_held_out_and_measured(tiny: Tiny) -> None:
+    training, held_out = digests(tiny.survey("validation.fraction=0.3"))
+    assert len(training) + len(held_out) == NUM_IMAGES
+    assert not training & held_out
+    assert 1 <= len(held_out) <= NUM_IMAGES / 2
+    _, more = digests(tiny.survey("validation.fraction=0.6"))
+    assert held_out < more, "a larger share holds out the same images and others"
+    assert tiny.run(*HELD_OUT).metrics["val/loss"] > 0
+    assert "val/loss" not in tiny.run().metrics
+
+
+@effect("validation.folder")
+def test_a_folder_is_held_out_in_place_of_a_share(tiny: Tiny, tmp_path: Path) -> None:
+    make_images(tmp_path, count=2, seed=5)
+    survey = tiny.survey(f"validation.folder={tmp_path}")
+    assert len(survey.items) == NUM_IMAGES
+    assert {item.record.path.parent for item in survey.validation_items} == {tmp_path}
+    assert len(survey.validation_items) == 2
+
+
+@effect("validation.seed")
+def test_another_validation_seed_measures_otherwise_and_trains_the_same(tiny: Tiny) -> None:
+    one, other = tiny.run(*HELD_OUT), tiny.run(*HELD_OUT, "validation.seed=1")
+    assert one.metrics["val/loss_base"] != other.metrics["val/loss_base"]
+    assert changed(one.adapter, other.adapter) == []
+
+
+@effect("validation.strata")
+@pytest.mark.parametrize(("strata", "middles"), [(4, [125, 375, 625, 875]), (2, [250, 750])])
+def test_each_image_is_measured_in_the_middle_of_every_stratum(
+    tiny: Tiny, strata: int, middles: list[int]
+) -> None:
+    metrics = tiny.run(*HELD_OUT, f"validation.strata={strata}").metrics
+    prefix = "val/loss_at_timestep/"
+    found = {int(key.removeprefix(prefix)): value
+             for key, value in metrics.items() if key.startswith(prefix)}  # fmt: skip
+    assert sorted(found) == middles
+    assert metrics["val/loss"] == pytest.approx(sum(found.values()) / strata, rel=1e-5)
+
+
+@effect("validation.every_n_steps")
+@pytest.mark.parametrize(("every", "times"), [("null", 1), ("1", NUM_STEPS), ("2", 2)])
+def test_validation_keeps_its_cadence_and_never_misses_the_end(
+    tiny: Tiny, every: str, times: int
+) -> None:
+    run = tiny.run(*HELD_OUT, f"validation.every_n_steps={every}")
+    assert len(run.column("val/loss")) == times
+    assert run.column("val/loss")[-1] == pytest.approx(run.metrics["val/loss"])
+
+
+@effect("validation.every_n_steps")
+def test_validating_in_between_changes_no_bit_of_the_adapter(tiny: Tiny) -> None:
+    rare, often = (tiny.run(*HELD_OUT, f"validation.every_n_steps={n}") for n in ("null", "1"))
+    assert changed(rare.adapter, often.adapter) == []
