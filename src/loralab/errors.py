@@ -6,7 +6,12 @@ Everything raised from here is printed without a traceback. Mistakes of our own 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,22 @@ class AdapterError(UserError):
 
 class ResumeError(UserError):
     """A checkpoint does not continue the run that was asked for."""
+
+
+class Collector:
+    """Calls checks one after another and keeps the problems they raise."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        """Add to this list."""
+        self.problems = problems
+
+    def __call__(self, check: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+        """Return what the check returns, or None when it raised a `UserError`."""
+        try:
+            return check(*args, **kwargs)
+        except UserError as error:
+            self.problems.extend(error.problems)
+            return None
 
 
 def _as_problem(problem: Problem | str) -> Problem:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from loralab.demo import PREVIEW_PROMPTS, base_dir, images_dir
+from loralab.config.store import conf_dir
+from loralab.demo import base_dir, images_dir
 
 TRIGGER = "cyanotype"
 SPLITS = ("train", "validation")
@@ -163,7 +165,9 @@ def test_images_have_several_aspect_ratios_and_a_white_background():
 
 def test_preview_subjects_are_of_the_validation_set():
     held_out = {read_caption(path)[1] for path in list_images("validation")}
-    for prompt in PREVIEW_PROMPTS:
+    prompts = OmegaConf.load(conf_dir() / "preview" / "demo.yaml").prompts
+    assert len(prompts) >= 4
+    for prompt in prompts:
         trigger, subject, *_ = prompt.split(", ")
         assert trigger == TRIGGER
         assert subject in held_out

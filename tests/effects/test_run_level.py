@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from loralab.config.parse import parse_config
 from loralab.errors import ConfigError, ResumeError
@@ -96,3 +97,11 @@ def test_only_our_own_behaviour_is_on_offer(tiny: Tiny) -> None:
     foreign = {**tiny.compose(), "compat": {"kind": "sd_scripts"}}
     with pytest.raises(ConfigError, match=r"^compat\.kind is 'sd_scripts'; it must be one of none"):
         parse_config(foreign)
+
+
+@effect("cpu_threads")
+def test_torch_computes_with_that_many_threads_and_the_next_run_with_its_own(tiny: Tiny) -> None:
+    tiny.run("cpu_threads=3")
+    assert torch.get_num_threads() == 3
+    tiny.run("cpu_threads=null")
+    assert torch.get_num_threads() == 1  # what the tests began with

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from loralab import __version__
 from loralab.app.build import Job, build
 from loralab.app.folders import STATE_FILE, RunFolder, read_state, write_text
@@ -20,11 +22,13 @@ from loralab.config.parse import to_plain
 from loralab.config.records import RunConfig
 from loralab.training.hparams import declare_hparams
 
+_DEFAULT_THREADS = torch.get_num_threads()  # a sweep's jobs share the process
 _LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core")
 
 
 def start(config: RunConfig, survey: Survey, folder: RunFolder) -> Job:
     """Load the weights, build the objects and note in `run.json` that the run is under way."""
+    torch.set_num_threads(config.cpu_threads or _DEFAULT_THREADS)
     job = build(config, survey, folder)
     job.datamodule.report = show_cache
     if is_main_process():

@@ -7,31 +7,25 @@ shown to the user and built from.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
 
 from loralab.adapters.inject import count_parameters, match_targets
 from loralab.adapters.spec import AdapterSpec
 from loralab.app.folders import RunFolder, output_folder_problem
-from loralab.app.recipes import build_recipe, check_arguments, recipe_target
 from loralab.app.resume import checkpoint_problem, data_problem, resume_problems
+from loralab.app.toy_builds import check_recipes, num_devices
 from loralab.config.records import RunConfig
 from loralab.config.rules import adapted_parts
 from loralab.data.buckets import Bucket, make_buckets, square_bucket
 from loralab.data.dataset import Item, make_items
 from loralab.data.index import ImageRecord, scan_folder
 from loralab.data.sampler import BucketBatchSampler
-from loralab.errors import ConfigError, Problem, UserError
+from loralab.errors import Collector, ConfigError, Problem, UserError
 from loralab.models.components import skeletons
 from loralab.models.facts import model_facts
 from loralab.models.family import FamilySpec, ModelFacts
 from loralab.models.registry import family_spec
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
         ConfigError: Every problem found.
     """
     problems = resume_problems(config, folder)
-    collect = _Collector(problems)
+    collect = Collector(problems)
     facts = collect(model_facts, config.model.path, family=config.model.family.name)
     collect(_check_clip_skip, config, facts)
     buckets = collect(_buckets, config, facts)
@@ -79,7 +73,7 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
                       caption_extension=config.data.caption_extension,
                       repeats=config.data.repeats)  # fmt: skip
     held_out = collect(_validation_folder, config)
-    collect(_check_recipes, config)
+    collect(check_recipes, config)
     if is_sweep and num_devices(config) > 1:
         problems.append(_one_device(config))
     collect(_check_timesteps, config, facts)
@@ -142,20 +136,6 @@ def split(
     chosen = chosen or [min(records, key=lambda record: record.digest)]
     digests = {record.digest for record in chosen}
     return [record for record in records if record.digest not in digests], chosen
-
-
-class _Collector:
-    """Calls a check and keeps the problems it raises."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-
-    def __call__(self, check: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
-        try:
-            return check(*args, **kwargs)
-        except UserError as error:
-            self.problems.extend(p for p in error.problems if p not in self.problems)
-            return None
 
 
 def _check_clip_skip(config: RunConfig, facts: ModelFacts | None) -> None:
@@ -237,100 +217,6 @@ def _part_plans(config: RunConfig, family: FamilySpec) -> dict[str, PartPlan]:
     return plans
 
 
-def _check_recipes(config: RunConfig) -> None:
-    """Bind every recipe's arguments and build it at toy size."""
-    problems: list[Problem] = []
-    collect = _Collector(problems)
-    collect(_try_optimizer, config.optimizer)
-    collect(_try_trainer, config.trainer)
-    for name, recipe in config.callbacks.items():
-        if recipe is not None:
-            collect(_try_callback, f"callbacks.{name}", recipe)
-    if problems:
-        raise ConfigError(*problems)
-
-
-def _try_optimizer(recipe: dict[str, Any]) -> None:
-    import torch
-
-    check_arguments("optimizer", recipe, given=1)
-    parameter = torch.nn.Parameter(torch.zeros(2, 2))
-    target = recipe_target("optimizer", recipe)
-    build_recipe("optimizer", recipe, lambda arguments: target([parameter], **arguments))
-
-
-def _try_trainer(recipe: dict[str, Any]) -> None:
-    check_arguments("trainer", recipe)
-    if problems := [*_precision_problems(recipe), *_device_problems(recipe)]:
-        raise ConfigError(*problems)
-    target, quiet = recipe_target("trainer", recipe), {"logger": False, "barebones": False}
-    quiet |= {"enable_progress_bar": False, "enable_model_summary": False}
-    quiet |= {"enable_checkpointing": False, "max_steps": -1, "max_epochs": 1}
-    build_recipe("trainer", recipe, lambda arguments: target(**{**arguments, **quiet}))
-
-
-def _try_callback(key: str, recipe: Any) -> None:
-    if not isinstance(recipe, dict):
-        raise ConfigError(
-            Problem(key, f"{key} is {recipe!r}; it must be a recipe with _target_, or null.")
-        )
-    check_arguments(key, recipe)
-    build_recipe(key, recipe, lambda arguments: recipe_target(key, recipe)(**arguments))
-
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-
-
-def _precision_problems(recipe: dict[str, Any]) -> Iterator[Problem]:
-    precision = recipe.get("precision", "32-true")
-    if precision not in (*PRECISIONS, 32, "32"):
-        yield Problem(
-            "trainer.precision",
-            f"trainer.precision is {precision}; it must be one of {', '.join(PRECISIONS)}. To keep "
-            "the base in half precision set model.weight_dtype=bf16.",
-        )
-    elif precision == "16-mixed" and not _has_gpu():
-        yield Problem(
-            "trainer.precision",
-            "trainer.precision is 16-mixed, which needs a GPU; use bf16-mixed or 32-true.",
-        )
-
-
-def _device_problems(recipe: dict[str, Any]) -> Iterator[Problem]:
-    accelerator, devices = recipe.get("accelerator", "auto"), recipe.get("devices", 1)
-    if accelerator in ("gpu", "cuda") and not _has_gpu():
-        yield Problem(
-            "trainer.accelerator",
-            f"trainer.accelerator is {accelerator}, but torch finds no GPU; use trainer=cpu, or "
-            "mend the driver.",
-        )
-    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
-        yield Problem(
-            "trainer.devices", f"trainer.devices is {devices!r}; it must be a whole number above 0."
-        )
-        return
-    present = _num_present(accelerator)
-    if devices > present:
-        yield Problem(
-            "trainer.devices",
-            f"trainer.devices is {devices}, but this machine has {present}; use {present} or less.",
-        )
-
-
-def _num_present(accelerator: str) -> int:
-    import torch
-
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return torch.cuda.device_count()
-    return os.cpu_count() or 1
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _steps_per_epoch(config: RunConfig, items: list[Item]) -> int:
     accumulation = config.trainer.get("accumulate_grad_batches", 1)
     sampler = BucketBatchSampler(
@@ -342,12 +228,6 @@ def _steps_per_epoch(config: RunConfig, items: list[Item]) -> int:
         world_size=num_devices(config),
     )
     return len(sampler) // int(accumulation)
-
-
-def num_devices(config: RunConfig) -> int:
-    """Return how many devices share the work, as far as the configuration says."""
-    devices = config.trainer.get("devices", 1)
-    return devices if isinstance(devices, int) and devices > 0 else 1
 
 
 def _total_steps(config: RunConfig, steps_per_epoch: int) -> int:

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from loralab.app.folders import RunFolder
-from loralab.app.preflight import Survey, num_devices
+from loralab.app.preflight import Survey
+from loralab.app.toy_builds import num_devices
 from loralab.config.records import RunConfig
 
 

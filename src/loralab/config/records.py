@@ -253,6 +253,9 @@ class RunConfig:
         None, "Folder below the name; null takes the time.", affects_result=False
     )
     seed: int = option(0, "Seed of everything random in training.", low=0)
+    cpu_threads: int | None = option(
+        None, "Threads torch computes with on the CPU; null leaves the choice to torch.", low=1
+    )
     resume: str | None = option(
         None, "Continue a run: auto (newest unfinished) or a checkpoint.", affects_result=False
     )

@@ -35,7 +35,13 @@ def save_sheet(
         left = MARGIN + column * (CELL + MARGIN)
         draw.text((left, 8), heading, fill="black", font=font)
         for row, image in enumerate(images):
-            sheet.paste(image, (left, HEADING + row * (CELL + LABEL) + (CELL - image.height) // 2))
+            sheet.paste(
+                image,
+                (
+                    left + (CELL - image.width) // 2,
+                    HEADING + row * (CELL + LABEL) + (CELL - image.height) // 2,
+                ),
+            )
     for row, label in enumerate(labels):
         top = HEADING + row * (CELL + LABEL) + CELL + 3
         draw.text((MARGIN, top), label, fill="dimgray", font=font)

@@ -6,16 +6,6 @@ CPU. `loralab.demo.pretrain` made it; CREDITS.md names sources and licences.
 
 from pathlib import Path
 
-# Subjects of the validation images: the base knows them, the demo LoRA never sees them.
-PREVIEW_PROMPTS = (
-    "cyanotype, cat, animal",
-    "cyanotype, rocket, vehicle",
-    "cyanotype, mushroom, plant",
-    "cyanotype, guitar, music",
-    "cyanotype, house, building",
-    "cyanotype, crown, clothing",
-)
-
 
 def base_dir() -> Path:
     """Return the diffusers folder of the base pipeline."""

@@ -1,6 +1,7 @@
 """Make the embedded demo: tokenizer, autoencoder, denoiser, image set.
 
-Run the stages in order; together they take about 50 minutes of one CPU thread:
+Run the stages in order. They take about 50 minutes of one CPU thread: 14 for the autoencoder, 35
+for the denoiser, which sees a subject of the image set about 800 times, any other half as often:
 
     python -m loralab.demo.pretrain tokenizer --packages node_modules --work outputs/pretrain
     python -m loralab.demo.pretrain vae       --packages node_modules --work outputs/pretrain
@@ -12,9 +13,11 @@ Run the stages in order; together they take about 50 minutes of one CPU thread:
 licences (Apache-2.0, CC-BY 4.0, MIT). Line icons need the Python package resvg_py. A stage that was
 interrupted goes on from its checkpoint; every draw depends on `--seed` and the step alone.
 
-The shipped weights came about by this recipe with three changes made under way, so a new run
-gives an equal model, not the same bytes: the colour term of the autoencoder's loss joined at step
-1500, and the denoiser used batches of 64 and equal weights for all subjects until step 700.
+The shipped weights came about by this recipe with changes made under way, so a new run gives a
+model of the same kind, not the same bytes. The colour term of the autoencoder's loss joined at step
+1500. The denoiser took 3000 steps: up to step 700 of 64 images with equal weights of all subjects,
+then of 32; its first 400 steps used an earlier autoencoder. Tokenizer and the first 200 steps also
+saw 92 further subjects.
 """
 
 import argparse
@@ -30,7 +33,7 @@ from .sources import read_subjects, read_vocabulary
 from .vae import train_vae
 
 STAGES = ("tokenizer", "vae", "denoiser", "images", "export")
-NUM_STEPS = {"vae": 1500, "denoiser": 3200}
+NUM_STEPS = {"vae": 2200, "denoiser": 3700}
 BATCH_SIZES = {"vae": 16, "denoiser": 32}
 
 

@@ -107,7 +107,11 @@ class ModelFolder:
         if not files:
             self.report(self._missing_weights(part))
         for file in files:
-            complaint = header_complaint(file)
+            try:
+                complaint = header_complaint(file)
+            except OSError as error:
+                self.report(f"{file} cannot be read ({error.strerror}); mend its permissions.")
+                continue
             if complaint is not None:
                 self.report(f"{file} {complaint}; download or convert it again.")
 

@@ -27,7 +27,7 @@ class Progress(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Open the bar."""
-        self._started, self._first_step = time.perf_counter(), trainer.global_step
+        self._started, self._first_step = 0.0, trainer.global_step
         self._shown_step = trainer.global_step
         if self._console.is_terminal and trainer.is_global_zero:
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(),
@@ -35,6 +35,12 @@ class Progress(L.Callback):
             self._bar = Bar(*columns, console=self._console)
             self._bar.start()
             self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock with the first step: drawing the first previews is not training."""
+        self._started = self._started or time.perf_counter()
 
     def on_train_batch_end(
         self,

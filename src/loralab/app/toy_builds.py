@@ -1,0 +1,121 @@
+"""Recipes built for real at toy size, and the devices they ask for: wrong ones cost a second."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from loralab.app.recipes import build_recipe, check_arguments, recipe_target
+from loralab.config.records import RunConfig
+from loralab.errors import Collector, ConfigError, Problem
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+_TOY_TRAINER: dict[str, Any] = {
+    "logger": False,
+    "barebones": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "max_steps": -1,
+    "max_epochs": 1,
+}
+
+
+def check_recipes(config: RunConfig) -> None:
+    """Bind every recipe's arguments and build it at toy size.
+
+    Raises:
+        ConfigError: Every recipe that cannot be built, every device that is not there.
+    """
+    problems: list[Problem] = []
+    collect = Collector(problems)
+    collect(_try_optimizer, config.optimizer)
+    collect(_try_trainer, config.trainer)
+    for name, recipe in config.callbacks.items():
+        if recipe is not None:
+            collect(_try_callback, f"callbacks.{name}", recipe)
+    if problems:
+        raise ConfigError(*problems)
+
+
+def num_devices(config: RunConfig) -> int:
+    """Return how many devices share the work, as far as the configuration says."""
+    devices = config.trainer.get("devices", 1)
+    return devices if isinstance(devices, int) and devices > 0 else 1
+
+
+def _try_optimizer(recipe: dict[str, Any]) -> None:
+    import torch
+
+    check_arguments("optimizer", recipe, given=1)
+    parameter = torch.nn.Parameter(torch.zeros(2, 2))
+    target = recipe_target("optimizer", recipe)
+    build_recipe("optimizer", recipe, lambda arguments: target([parameter], **arguments))
+
+
+def _try_trainer(recipe: dict[str, Any]) -> None:
+    check_arguments("trainer", recipe)
+    if problems := [*_precision_problems(recipe), *_device_problems(recipe)]:
+        raise ConfigError(*problems)
+    target = recipe_target("trainer", recipe)
+    build_recipe("trainer", recipe, lambda arguments: target(**{**arguments, **_TOY_TRAINER}))
+
+
+def _try_callback(key: str, recipe: Any) -> None:
+    if not isinstance(recipe, dict):
+        raise ConfigError(
+            Problem(key, f"{key} is {recipe!r}; it must be a recipe with _target_, or null.")
+        )
+    check_arguments(key, recipe)
+    build_recipe(key, recipe, lambda arguments: recipe_target(key, recipe)(**arguments))
+
+
+def _precision_problems(recipe: dict[str, Any]) -> Iterator[Problem]:
+    precision = recipe.get("precision", "32-true")
+    if precision not in (*PRECISIONS, 32, "32"):
+        yield Problem(
+            "trainer.precision",
+            f"trainer.precision is {precision}; it must be one of {', '.join(PRECISIONS)}. To keep "
+            "the base in half precision set model.weight_dtype=bf16.",
+        )
+    elif precision == "16-mixed" and not _has_gpu():
+        yield Problem(
+            "trainer.precision",
+            "trainer.precision is 16-mixed, which needs a GPU; use bf16-mixed or 32-true.",
+        )
+
+
+def _device_problems(recipe: dict[str, Any]) -> Iterator[Problem]:
+    accelerator, devices = recipe.get("accelerator", "auto"), recipe.get("devices", 1)
+    if accelerator in ("gpu", "cuda") and not _has_gpu():
+        yield Problem(
+            "trainer.accelerator",
+            f"trainer.accelerator is {accelerator}, but torch finds no GPU; use trainer=cpu, or "
+            "mend the driver.",
+        )
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        yield Problem(
+            "trainer.devices", f"trainer.devices is {devices!r}; it must be a whole number above 0."
+        )
+        return
+    present = _num_present(accelerator)
+    if devices > present:
+        yield Problem(
+            "trainer.devices",
+            f"trainer.devices is {devices}, but this machine has {present}; use {present} or less.",
+        )
+
+
+def _num_present(accelerator: str) -> int:
+    import torch
+
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return os.cpu_count() or 1
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
