@@ -34,7 +34,7 @@ def train(
     output: Path, *overrides: str, check: bool = True
 ) -> tuple[subprocess.CompletedProcess[str], float]:
     """Run `python train.py` in a new process; return it and its seconds."""
-    command = [sys.executable, "train.py", f"output_dir={output}", *overrides]
+    command = [sys.executable, "train.py", *overrides, f"output_dir={output}"]
     started = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if check and done.returncode != 0:
@@ -103,7 +103,7 @@ def resume(output: Path) -> Iterator[str]:
     from roundtrip import compare_runs
 
     options = ("trainer.max_steps=60", "trainer.log_every_n_steps=1", "preview.prompts=[]",
-               "callbacks.checkpoint.every_n_steps=20", "callbacks.progress.every_n_steps=1",
+               "callbacks.checkpoint.every_n_steps=12", "callbacks.progress.every_n_steps=1",
                "adapter.dropout=0.1", "trainer.accumulate_grad_batches=2", "run_id=run",
                "export.precision=fp32")  # fmt: skip
     train(output / "whole", *options)
@@ -131,7 +131,7 @@ def sweep(output: Path) -> Iterator[str]:
     _, seconds = train(output, "-m", "optimizer.lr=1e-4,1e-3", "adapter.rank=4,16",
                        "preview.prompts=[]")  # fmt: skip
     files = len(list((output / "latent-cache").rglob("*.safetensors")))
-    yield f"`python train.py -m optimizer.lr=1e-4,1e-3 adapter.rank=4,16`: {seconds:.0f} s, "
+    yield f"`python train.py -m optimizer.lr=1e-4,1e-3 adapter.rank=4,16`: {seconds:.0f} s,"
     yield f"{files} latent files shared by all runs.\n"
     yield "| run | val/loss | val/loss_base |\n|---|---|---|"
     for name, ours, base in sorted(hparams_rows(output), key=lambda row: row[1]):
@@ -187,6 +187,10 @@ def main() -> None:
         print(f"evidence: {name}", flush=True)
         with _scratch() as output:
             texts[name] = "\n".join(SECTIONS[name][1](output))
+        _write_page(texts)
+
+
+def _write_page(texts: dict[str, str]) -> None:
     body = [HEAD, f"Machine: {os.cpu_count()} CPU cores, Python {platform.python_version()}."]
     for name, (title, _) in SECTIONS.items():
         if name in texts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -11,15 +12,21 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers.utils import logging as transformers_logging
 
 from loralab.adapters.state import load_adapter_state
 from loralab.app.build import build_family
 from loralab.app.folders import RunFolder
 from loralab.app.preflight import preflight
 from loralab.config.parse import parse_config
+
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+logging.getLogger("tensorboard").setLevel(logging.ERROR)
 
 PROMPT, STEPS, GUIDANCE = "cyanotype, cat, animal", 20, 4.0
 
@@ -70,11 +77,11 @@ def compare_runs(whole: Path, resumed: Path) -> Iterator[tuple[str, bool]]:
 
 def hparams_rows(output: Path) -> Iterator[tuple[str, float, float]]:
     """Yield (run, val/loss, val/loss_base) of every run TensorBoard lists with settings."""
-    for events in sorted(output.rglob("events.out.tfevents.*")):
-        accumulator = EventAccumulator(str(events.parent), size_guidance={"scalars": 0}).Reload()
+    for run in sorted({path.parent for path in output.rglob("events.out.tfevents.*")}):
+        accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
         assert "_hparams_/session_start_info" in accumulator.summary_metadata
         figures = [accumulator.Scalars(tag)[-1].value for tag in ("val/loss", "val/loss_base")]
-        yield events.parent.name, figures[0], figures[1]
+        yield run.name, figures[0], figures[1]
 
 
 def screenshot(output: Path, target: Path) -> bool:
@@ -106,7 +113,7 @@ def screenshot(output: Path, target: Path) -> bool:
 
 def _pipeline(path: str) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline.from_pretrained(
-        path, safety_checker=None, torch_dtype=torch.float32, local_files_only=True
+        path, safety_checker=None, dtype=torch.float32, local_files_only=True
     )
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)

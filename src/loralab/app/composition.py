@@ -7,6 +7,7 @@ schema. When composing fails, each override is tried again on top of those that 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,12 +17,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException, ValidationError
+from yaml import MarkedYAMLError, YAMLError
 
 from loralab.config.parse import describe_type, nearest
 from loralab.config.records import RunConfig
 from loralab.config.store import conf_dir
 from loralab.errors import Problem
 
+COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 _PRESETS = ("experiment", "sweep", "debug")  # groups that a run does without
 
 
@@ -35,8 +38,12 @@ def composition_problems(error: Exception, arguments: Sequence[str]) -> tuple[Pr
     GlobalHydra.instance().clear()
     problems: list[Problem] = []
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        candidates = _single_overrides(arguments, problems)
-        _keep_composable(_search_path(arguments), candidates, problems)
+        places, candidates = _search_path(arguments), _single_overrides(arguments, problems)
+        try:
+            compose("train", overrides=places)
+        except COMPOSING_ERRORS as found:  # the files themselves: no override is at fault
+            return (_reword(found, ""),)
+        _keep_composable(places, candidates, problems)
     return tuple(problems) or (_reword(error, ""),)
 
 
@@ -49,7 +56,7 @@ def _keep_composable(
     try:
         compose("train", overrides=[*good, *candidates])
         return list(candidates)
-    except (HydraException, OmegaConfBaseException, ValueError) as found:
+    except COMPOSING_ERRORS as found:
         if len(candidates) == 1:
             problems.append(_reword(found, candidates[0]))
             return []
@@ -99,23 +106,41 @@ def _reword(error: BaseException, override: str) -> Problem:
     if isinstance(error, OverrideParseException):
         return _not_an_override(override)
     key, _, value = override.partition("=")
-    if value == "null" and (conf_dir() / key).is_dir():
-        return _missing_choice(key)
+    if isinstance(error, ValueError) and (conf_dir() / key).is_dir():
+        return _missing_choice(key, value)
     if override.startswith("~"):
         return _removal(key)
     if override.startswith("+") and "already at" in str(error):
         plain = override.lstrip("+")
         name = key.lstrip("+")
         return Problem(name, f"{name} is an option already; write {plain}, without the +.")
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    key = str(getattr(cause, "full_key", "") or "").split("[")[0]  # a list's item: the list
-    if isinstance(cause, ValidationError) and key:
-        return _wrong_value(key, override)
-    if isinstance(cause, OmegaConfBaseException) and key:
-        return _unknown_key(key)
-    first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    subject = override or "conf/train.yaml"
-    return Problem(subject, f"{subject} does not compose: {first.rstrip('.')}.")
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        where = f"{mark.name}, line {mark.line + 1}"
+        return Problem(mark.name, f"{where}, is not YAML: {error.problem}; mend the file.")
+    is_bare = isinstance(error, OmegaConfBaseException)
+    cause = error if is_bare else error.__cause__ or error.__context__
+    problem = _of_a_key(cause, override)
+    file = re.match(r"In '([^']+)': ", str(error))
+    if problem is None:
+        first, *rest = str(error).splitlines() or [type(error).__name__]
+        reason = (rest[0] if file and rest else first).rstrip(".:")
+        subject = override or "conf/train.yaml"
+        problem = Problem(subject, f"{subject} does not compose: {reason}.")
+    if file and file[1] != "train":  # the mistake is in a file, not on the command line
+        return Problem(problem.key, f"In {file[1]}.yaml: {problem}")
+    return problem
+
+
+def _of_a_key(cause: BaseException | None, override: str) -> Problem | None:
+    """Return the problem when the error names a key of ours, else None."""
+    key = str(getattr(cause, "full_key", None) or "").split("[")[0]  # a list's item: the list
+    if not key:
+        return None
+    if isinstance(cause, ValidationError):
+        value = getattr(cause, "value", None)
+        return _wrong_value(key, override.partition("=")[2] if value is None else value)
+    return _unknown_key(key) if isinstance(cause, OmegaConfBaseException) else None
 
 
 def _not_an_override(argument: str) -> Problem:
@@ -126,11 +151,11 @@ def _not_an_override(argument: str) -> Problem:
     )
 
 
-def _missing_choice(group: str) -> Problem:
-    if group in _PRESETS:
+def _missing_choice(group: str, value: str) -> Problem:
+    if group in _PRESETS and value == "null":
         return Problem(group, f"{group} is null; to run without one write ~{group}.")
     options = ", ".join(sorted(file.stem for file in (conf_dir() / group).glob("*.yaml")))
-    return Problem(group, f"{group} is null, and a run needs one of its options: {options}.")
+    return Problem(group, f"{group} is {value}; it must be one of its options: {options}.")
 
 
 def _removal(override: str) -> Problem:
@@ -154,8 +179,7 @@ def _missing_option(error: MissingConfigException, override: str) -> Problem:
     )
 
 
-def _wrong_value(key: str, override: str) -> Problem:
-    value = override.split("=", 1)[1] if "=" in override else "of another type"
+def _wrong_value(key: str, value: object) -> Problem:
     item = _find_field(key)
     allowed = describe_type(item) if item is not None else "of another type"
     return Problem(key, f"{key} is {value!r}; it must be {allowed}.")

@@ -14,9 +14,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from loralab.app.composition import composition_problems
+from loralab.app.composition import COMPOSING_ERRORS, composition_problems
 from loralab.app.logs import log_file, report_crash
 from loralab.config.store import conf_dir, register
 from loralab.errors import Problem, UserError
@@ -25,13 +24,14 @@ USER_ERROR, CRASH = 2, 1
 MOST_SHOWN = 20  # problems; the rest is counted
 
 
-_COMPOSING = (hydra.errors.HydraException, OmegaConfBaseException, ValueError)
 _jobs: list[tuple[str, bool]] = []  # of a multirun in this process: settings, failed
 
 
 def main() -> None:
     """Run `train.py`; exit code 0 is success, 2 a user's mistake, 1 a crash."""
     register()
+    # argparse takes overrides in one piece only: `a=1 -m b=2,3` works with the flag in front
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
     task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_task)
     try:
@@ -43,7 +43,7 @@ def main() -> None:
         _refuse(error.problems)
     except Exception as error:
         _end_sweep(CRASH)
-        if isinstance(error, _COMPOSING):  # a job's own errors do not come this far
+        if isinstance(error, COMPOSING_ERRORS):  # a job's own errors do not come this far
             _refuse(composition_problems(error, sys.argv[1:]))
         report_crash(error)
         sys.exit(CRASH)

@@ -5,8 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_SKIPPED = ("run_id", "resume", "output_dir", "check_only", "logger", "callbacks", "export", "name",
-            "optimized_metric")  # fmt: skip
+from hydra.core.hydra_config import HydraConfig
+
+_SKIPPED = ("callbacks", "check_only", "export", "logger", "name", "optimized_metric", "output_dir",
+            "preview", "resume", "run_id")  # fmt: skip
+
+
+_FEATURED = ("optimizer.lr", "adapter.rank", "adapter.alpha", "trainer.max_steps", "seed")
+
+
+def featured(settings: Mapping[str, Any]) -> list[str]:
+    """Return the keys that were overridden on the command line; without any, the usual ones."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    keys = {override.split("=")[0].lstrip("+~") for override in overrides}
+    by_hand = [name for name in settings if name in keys or name.rpartition(".")[0] in keys]
+    return by_hand or [name for name in _FEATURED if name in settings]
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

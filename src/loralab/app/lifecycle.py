@@ -14,7 +14,7 @@ import torch
 from loralab import __version__
 from loralab.app.build import Job, build
 from loralab.app.folders import STATE_FILE, RunFolder, read_state, write_text
-from loralab.app.hparams import flatten
+from loralab.app.hparams import featured, flatten
 from loralab.app.preflight import Survey
 from loralab.app.processes import is_main_process
 from loralab.app.report import show_cache, show_outcome
@@ -40,7 +40,8 @@ def start(config: RunConfig, survey: Survey, folder: RunFolder) -> Job:
             versions={name: version(name) for name in _LIBRARIES}
             | {"loralab": __version__, "python": platform.python_version()},
         )
-        declare_hparams(job.trainer, flatten(to_plain(config)))
+        settings = flatten(to_plain(config))
+        declare_hparams(job.trainer, settings, featured=featured(settings))
     return job
 
 

@@ -1,0 +1,259 @@
+"""A run killed in mid-epoch and continued is the run that was never killed, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.integration.artifacts import adapter, curves, differing, last_checkpoint
+from tests.integration.cli import Cli, tiny_run
+from tests.tiny import make_images
+
+pytestmark = pytest.mark.xdist_group("resume")
+
+EVERYTHING_RANDOM = [
+    "trainer.max_steps=-1",
+    "trainer.max_epochs=2",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.log_every_n_steps=2",
+    "adapter.dropout=0.2",
+    "data.flip_probability=0.5",
+    "data.captions.shuffle_tags=true",
+    "data.captions.tag_dropout=0.2",
+    "data.captions.caption_dropout=0.2",
+    "validation.every_n_steps=4",
+    "callbacks.checkpoint.every_n_steps=3",
+    "callbacks.checkpoint.keep_last=9",
+    "name=run",
+]
+STEPS = 14  # 24 images in 3 buckets by pairs, two of them a step, twice
+
+
+@pytest.fixture(scope="module")
+def settings(world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A run of two epochs in which everything that can be random is; output_dir is left out."""
+    images = tmp_path_factory.mktemp("resume") / "images"
+    make_images(images, count=24, seed=3)
+    tiny = tiny_run(world / "base", images, world / "held_out", Path("unset"))
+    return [text for text in tiny if not text.startswith("output_dir")] + EVERYTHING_RANDOM
+
+
+@pytest.fixture(scope="module")
+def reference(cli: Cli, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of the run that nobody interrupted; its run_id is `a`."""
+    output = tmp_path_factory.mktemp("reference")
+    outcome = cli(*settings, f"output_dir={output}", "run_id=a")
+    assert outcome.code == 0, outcome.text
+    return output
+
+
+@pytest.fixture
+def interrupted(reference: Path, output: Path) -> Path:
+    """A copy of the reference as a kill after step 6 would have left it."""
+    shutil.copytree(reference, output)
+    folder = output / "run" / "a"
+    for path in (folder / "checkpoints").glob("step-*.ckpt"):
+        if path.name > "step-000006.ckpt":
+            path.unlink()
+    shutil.rmtree(folder / "adapters")
+    state = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**state, "state": "running"}))
+    return output
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_killed_and_continued_run_equals_the_uninterrupted_one(
+    cli: Cli, settings: list[str], reference: Path, output: Path, num_workers: int
+) -> None:
+    command = [*settings, f"output_dir={output}", "run_id=a", f"data.num_workers={num_workers}"]
+    folder = output / "run" / "a"
+    process = cli.start(*command)
+    process.wait_for((folder / "checkpoints" / "step-000003.ckpt").is_file)
+    process.send(signal.SIGKILL)
+    assert process.wait().code == -signal.SIGKILL
+    assert json.loads((folder / "run.json").read_text())["state"] == "running"
+    assert not (folder / "adapters").exists()
+
+    outcome = cli(*command, "resume=auto")
+
+    assert outcome.code == 0, outcome.text
+    assert "continues from" in outcome.text
+    expected = reference / "run" / "a"
+    assert differing(adapter(expected), adapter(folder)) == []
+    ours, theirs = last_checkpoint(folder), last_checkpoint(expected)
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "base_errors"):
+        assert differing(theirs[key], ours[key], key) == []
+    assert ours["global_step"] == theirs["global_step"] == STEPS
+    assert curves(folder) == curves(expected)
+    assert [step for step, _ in curves(folder)["train/loss"]] == list(range(2, STEPS + 1, 2))
+    assert [step for step, _ in curves(folder)["val/loss"]] == [4, 8, 12, STEPS]
+
+
+def test_resume_takes_the_path_of_a_checkpoint(
+    cli: Cli, settings: list[str], reference: Path, interrupted: Path
+) -> None:
+    folder = interrupted / "run" / "a"
+    checkpoint = folder / "checkpoints" / "step-000003.ckpt"
+
+    outcome = cli(*settings, f"output_dir={interrupted}", f"resume={checkpoint}")
+
+    assert outcome.code == 0, outcome.text
+    assert differing(adapter(reference / "run" / "a"), adapter(folder)) == []
+    assert curves(folder) == curves(reference / "run" / "a")
+
+
+def test_resume_without_run_id_takes_the_newest_unfinished_run(
+    cli: Cli, settings: list[str], interrupted: Path
+) -> None:
+    later = interrupted / "run" / "b"  # finished, so it is passed over
+    later.mkdir()
+    (later / "run.json").write_text(json.dumps({"state": "finished"}))
+
+    outcome = cli(*settings, f"output_dir={interrupted}", "resume=auto", "check_only=true")
+
+    assert outcome.code == 0, outcome.text
+    path = interrupted / "run" / "a" / "checkpoints" / "step-000006.ckpt"
+    assert str(path) in unfolded(outcome.text)
+
+
+def test_checkpoints_are_ordered_by_number(
+    cli: Cli, settings: list[str], interrupted: Path
+) -> None:
+    place = interrupted / "run" / "a" / "checkpoints"
+    shutil.copy(place / "step-000006.ckpt", place / "step-1000000.ckpt")
+
+    outcome = cli(*settings, f"output_dir={interrupted}", "resume=auto", "check_only=true")
+
+    assert "step-1000000.ckpt" in unfolded(outcome.text)
+
+
+def test_finished_run_says_so_and_does_nothing(
+    cli: Cli, settings: list[str], reference: Path
+) -> None:
+    before = tree(reference)
+
+    outcome = cli(*settings, f"output_dir={reference}", "run_id=a", "resume=auto")
+
+    assert outcome.code == 0
+    assert "already finished" in outcome.text
+    assert tree(reference) == before
+
+
+def test_run_without_resume_does_not_overwrite_another(
+    cli: Cli, settings: list[str], reference: Path
+) -> None:
+    before = tree(reference)
+
+    outcome = cli(*settings, f"output_dir={reference}", "run_id=a")
+
+    assert outcome.code == 2
+    assert "run_id is a" in outcome.text
+    assert "resume=auto" in outcome.text
+    assert tree(reference) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("adapter.rank=2", ["adapter.rank is 2", "has 4"]),
+        ("optimizer.lr=5e-4", ["optimizer.lr is 0.0005", "has 0.001"]),
+        ("trainer.precision=bf16-mixed", ["trainer.precision is 'bf16-mixed'", "'32-true'"]),
+        ("trainer.max_epochs=3", ["trainer.max_epochs is 3", "has 2"]),
+        ("objective=min_snr", ["objective.weighting is 'min_snr'", "has 'constant'"]),
+    ],
+)
+def test_change_that_alters_the_result_is_refused_with_both_values(
+    cli: Cli, settings: list[str], reference: Path, interrupted: Path, change: str, words: list[str]
+) -> None:
+    before = tree(interrupted)
+
+    outcome = cli(*settings, f"output_dir={interrupted}", "run_id=a", "resume=auto", change)
+
+    assert outcome.code == 2, outcome.text
+    assert all(word in outcome.text for word in [*words, "set it back"]), outcome.text
+    assert "one problem" in outcome.text or change.startswith("adapter.rank")
+    assert tree(interrupted) == before
+
+
+def test_changed_caption_is_refused(
+    cli: Cli, settings: list[str], interrupted: Path, tmp_path: Path
+) -> None:
+    (old,) = [text for text in settings if text.startswith("data.image_dir=")]
+    images = tmp_path / "images"
+    shutil.copytree(old.partition("=")[2], images)
+    (images / "image_005.txt").write_text("something else\n")
+
+    outcome = cli(
+        *settings,
+        f"output_dir={interrupted}",
+        f"data.image_dir={images}",
+        "run_id=a",
+        "resume=auto",
+    )
+
+    assert outcome.code == 2
+    assert "images or captions have changed" in outcome.text
+
+
+def test_damaged_checkpoint_is_refused(cli: Cli, settings: list[str], interrupted: Path) -> None:
+    path = interrupted / "run" / "a" / "checkpoints" / "step-000006.ckpt"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+    outcome = cli(*settings, f"output_dir={interrupted}", "run_id=a", "resume=auto")
+
+    assert outcome.code == 2
+    assert str(path) in outcome.text
+    assert "damaged" in outcome.text
+    assert "Traceback" not in outcome.text
+
+
+def test_run_killed_after_its_last_step_is_still_exported(
+    cli: Cli, settings: list[str], reference: Path, interrupted: Path
+) -> None:
+    folder = interrupted / "run" / "a"
+    name = f"step-{STEPS:06d}.ckpt"
+    shutil.copy(reference / "run" / "a" / "checkpoints" / name, folder / "checkpoints" / name)
+
+    outcome = cli(*settings, f"output_dir={interrupted}", "run_id=a", "resume=auto")
+
+    assert outcome.code == 0, outcome.text
+    assert differing(adapter(reference / "run" / "a"), adapter(folder)) == []
+    metrics = json.loads((folder / "run.json").read_text())["metrics"]
+    theirs = json.loads((reference / "run" / "a" / "run.json").read_text())["metrics"]
+    assert metrics == theirs
+
+
+def test_interrupt_finishes_the_step_saves_and_stops(
+    cli: Cli, settings: list[str], reference: Path, output: Path
+) -> None:
+    command = [*settings, f"output_dir={output}", "run_id=a"]
+    folder = output / "run" / "a"
+    process = cli.start(*command)
+    process.wait_for((folder / "checkpoints" / "step-000003.ckpt").is_file)
+    process.send(signal.SIGINT)
+    stopped = process.wait()
+
+    assert stopped.code == 0, stopped.text
+    assert "Stopping after this step" in stopped.text
+    assert "run_id=a resume=auto" in stopped.text
+    assert not (folder / "adapters").exists()
+
+    outcome = cli(*command, "resume=auto")
+
+    assert outcome.code == 0, outcome.text
+    assert differing(adapter(reference / "run" / "a"), adapter(folder)) == []
+
+
+def tree(folder: Path) -> dict[str, int]:
+    """Return size by path of all files."""
+    return {str(path): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def unfolded(text: str) -> str:
+    """Return the text without the table's lines and breaks."""
+    return re.sub(r"[│\s]", "", text)
