@@ -122,9 +122,19 @@ class Cli:
 def tiny_run(base: Path, images: Path, held_out: Path, output: Path) -> list[str]:
     """Return the settings of a run of a second: tiny base, 64 px, four steps."""
     return [
-        "experiment=smoke",
+        "~experiment",
+        "name=smoke",
+        "cpu_threads=1",
         "model=sd15",
         "data=folder",
+        "trainer=cpu",
+        "trainer.log_every_n_steps=1",
+        "scheduler=cosine",
+        "scheduler.warmup_steps=2",
+        "data.captions.shuffle_tags=true",
+        "data.captions.keep_tags=1",
+        "adapter.unet.targets=[full]",
+        "validation.strata=2",
         f"model.path={base}",
         "model.native_resolution=64",
         f"data.image_dir={images}",

@@ -24,6 +24,10 @@ RECORDS = {
         "model=null",
         ["model is null; it must be one of its options: demo, sd15"],
     ),
+    "demo preset on another base": (
+        "experiment=demo model=sd15",
+        ["experiment=demo is made for the embedded base", "model=sd15", "experiment=sd15_style"],
+    ),
     "misspelt optimizer key": (
         "optimizer.lrr=1",
         ["optimizer.lrr", "optimizer.lr?", "conf/optimizer/"],

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,10 +20,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
-from loralab.config.parse import describe_type, nearest
+from loralab.config.parse import describe_type, nearest, parse_config
 from loralab.config.records import RunConfig
 from loralab.config.store import conf_dir
-from loralab.errors import Problem
+from loralab.errors import Collector, Problem
 
 COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 _PRESETS = ("experiment", "sweep", "debug")  # groups that a run does without
@@ -43,8 +44,30 @@ def composition_problems(error: Exception, arguments: Sequence[str]) -> tuple[Pr
             compose("train", overrides=places)
         except COMPOSING_ERRORS as found:  # the files themselves: no override is at fault
             return (_reword(found, ""),)
-        _keep_composable(places, candidates, problems)
+        good = _keep_composable(places, candidates, problems)
+        with suppress(*COMPOSING_ERRORS):  # what composes alone need not compose together
+            Collector(problems)(parse_config, compose("train", overrides=[*places, *good]))
     return tuple(problems) or (_reword(error, ""),)
+
+
+def preset_problems(choices: Mapping[str, Any]) -> list[Problem]:
+    """Return a problem when the demo's preset stands under another base.
+
+    Its rates, its previews and its one CPU thread would silently become those of a real training.
+
+    Args:
+        choices: The option chosen in each group.
+    """
+    experiment, model = choices.get("experiment"), choices.get("model")
+    if experiment not in ("demo", "smoke") or model == "demo":
+        return []
+    return [
+        Problem(
+            "experiment",
+            f"experiment={experiment} is made for the embedded base, but model={model} was chosen; "
+            "add experiment=sd15_style, or ~experiment for neutral settings.",
+        )
+    ]
 
 
 def _keep_composable(

@@ -15,10 +15,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from loralab.app.composition import COMPOSING_ERRORS, composition_problems
+from loralab.app.composition import COMPOSING_ERRORS, composition_problems, preset_problems
 from loralab.app.logs import log_file, report_crash
+from loralab.config.parse import parse_config
 from loralab.config.store import conf_dir, register
-from loralab.errors import Problem, UserError
+from loralab.errors import Collector, Problem, UserError
 
 USER_ERROR, CRASH = 2, 1
 MOST_SHOWN = 20  # problems; the rest is counted
@@ -53,6 +54,9 @@ def _task(raw: DictConfig) -> float | None:
     from loralab.app.run import run
 
     hydra_config = HydraConfig.get()
+    if problems := preset_problems(hydra_config.runtime.choices):
+        Collector(problems)(parse_config, raw)
+        _refuse(tuple(problems))
     if hydra_config.mode == RunMode.MULTIRUN:
         return _job(raw, Path(hydra_config.runtime.output_dir))
     try:
