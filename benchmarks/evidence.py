@@ -213,7 +213,7 @@ def _scratch() -> Iterator[Path]:
 
 def _outcome(stdout: str) -> str:
     text = stdout[stdout.index("Done.") :]
-    return re.sub(r"\S*/evidence-\w+", "outputs", text).strip()
+    return re.sub(r'[^\s"]*/evidence-\w+', "outputs", text).strip()
 
 
 if __name__ == "__main__":

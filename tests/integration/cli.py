@@ -75,7 +75,7 @@ class Cli:
         self,
         *arguments: str,
         folder: Path | None = None,
-        user: int | None = None,
+        obeys_modes: bool = False,
         tell_torch: bool = False,
     ) -> Process:
         """Start a command and return at once.
@@ -83,7 +83,7 @@ class Cli:
         Args:
             arguments: The command line after `python train.py`.
             folder: Working folder.
-            user: User id to run as.
+            obeys_modes: Obey file modes even as root.
             tell_torch: Add 100 to the exit code when torch was imported.
         """
         self.count += 1
@@ -95,7 +95,7 @@ class Cli:
                 "folder": str(folder or TRAIN.parent),
                 "output": str(output),
                 "environment": ENVIRONMENT,
-                "user": user,
+                "obeys_modes": obeys_modes,
                 "tell_torch": tell_torch,
             }
         )
