@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,bnb,xformers,optim,lycoris,search,cluster
+EXTRAS := dev,bnb,xformers,optim,lycoris,parquet,search,cluster
 READY := $(VENV)/.ready-train
 READY_DEV := $(VENV)/.ready-dev
 

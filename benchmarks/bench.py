@@ -1,10 +1,11 @@
 """What the framework costs beside a bare floor: per step, at start-up and in memory.
 
-`python benchmarks/bench.py` prints the figures and writes `RESULTS.md`; about four minutes on two
-cores. Every figure stands next to its floor, taken in turns with it, so a ratio holds although a
-machine's speed drifts. All processes use one torch thread. `steps.py` does the timing inside a
-training process; this file starts processes and needs nothing but the standard library, because
-the peak memory of a process begins with that of its parent.
+`python benchmarks/bench.py` prints the figures and writes `RESULTS.md`; about five minutes on two
+cores. `python benchmarks/bench.py data` prints the part about images alone. Every figure stands
+next to its floor, taken in turns with it, so a ratio holds although a machine's speed drifts. All
+processes use one torch thread. `steps.py` does the timing inside a training process, `data.py`
+that of images; this file starts processes and needs nothing but the standard library, because the
+peak memory of a process begins with that of its parent.
 """
 
 from __future__ import annotations
@@ -58,6 +59,12 @@ class Spread(NamedTuple):
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        say("images and the latent cache ...")
+        run([sys.executable, str(HERE / "data.py"), name])
+        images = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        if sys.argv[1:] == ["data"]:
+            print("\n".join(data_section(images)))
+            return
         say("a step, in turns with the floor ...")
         run([sys.executable, str(HERE / "steps.py"), name])
         steps = json.loads((folder / "steps.json").read_text(encoding="utf-8"))
@@ -77,6 +84,7 @@ def main() -> None:
             *start_section(starts),
             *memory_section(memory),
             *command_section(commands),
+            *data_section(images),
             "",
         ]
     )
@@ -198,6 +206,35 @@ def command_section(commands: dict[str, list[Cost]]) -> list[str]:
         for label, costs in commands.items()
     ]
     return lines
+
+
+def data_section(images: dict) -> list[str]:
+    size, load = images["size"], images["loading"]
+    starts = images["starting"]
+    return [
+        "",
+        "## Images",
+        "",
+        "Loading a cached batch of the demo without workers, beside the floor's step on it; "
+        f"filling the latent cache from JPEGs of {size['side'] * 3 // 2} px at {size['side']} px "
+        "with the demo's VAE, beside that VAE on ready pixels in batches as large; a start over "
+        f"{size['files']:,} JPEGs whose latents are cached and whose index is warm (captions "
+        "read, images bucketed, cache checked), beside listing the folder with sizes and times. "
+        "CPU time.",
+        "",
+        "| | ours | floor | ratio |",
+        "| --- | --- | --- | --- |",
+        row("milliseconds a batch, beside the step", load["loader"], load["step"], digits=2),
+        row(
+            "images encoded a second",
+            images["filling"]["ours"],
+            images["filling"]["floor"],
+            digits=1,
+        ),
+        row("seconds of a later start", starts["later"], starts["listing"], digits=2),
+        "",
+        f"The first start over the same files takes {starts['first'][0]:.1f} seconds.",
+    ]
 
 
 def row(name: str, ours: list[float], floor: list[float], *, digits: int) -> str:

@@ -21,31 +21,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent))
+import demo_evidence
+from runs import ROOT, only_run, train
+
 PAGE = ROOT / "docs" / "evidence.md"
 HEAD = """# Evidence
 
 Written by `make evidence`, which reruns everything below in new processes.
 """
-
-
-def train(
-    output: Path, *overrides: str, check: bool = True
-) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run `python train.py` in a new process; return it and its seconds."""
-    command = [sys.executable, "train.py", *overrides, f"output_dir={output}"]
-    started = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if check and done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return done, time.perf_counter() - started
-
-
-def only_run(output: Path, name: str = "demo") -> Path:
-    """Return the one run folder below a name."""
-    (folder,) = (path.parent for path in (output / name).glob("*/run.json"))
-    return folder
 
 
 def default_run(output: Path) -> Iterator[str]:
@@ -166,6 +150,10 @@ def refusals(output: Path) -> Iterator[str]:
 
 SECTIONS: dict[str, tuple[str, Callable[[Path], Iterator[str]]]] = {
     "default": ("The default run", default_run),
+    "base": ("The embedded base", demo_evidence.base),
+    "style": ("A style learned, the content kept", demo_evidence.style),
+    "subject": ("A subject learned, its class kept", demo_evidence.subject),
+    "pretraining": ("Pretraining, killed and continued", demo_evidence.pretraining),
     "clone": ("A fresh clone", clone),
     "export": ("The exported file", export),
     "resume": ("Stopped and continued", resume),

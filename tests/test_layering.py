@@ -26,32 +26,38 @@ def module_name(path: Path) -> str:
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 # Room -> rooms it may import beside itself. `demo` is the leaf that names the embedded base;
-# `demo.scripts` stands for the other files of that folder, which made the base.
+# `demo.scripts` stands for the other files of that folder, which made the base, and
+# `demo.evaluation` for what judges its drawings.
 SIBLINGS = {"data", "diffusion", "models", "adapters"}
 BELOW_APP = {"training", "errors", *SIBLINGS}
 ROOMS = {
     "train": {"app", "config", "errors"},
-    "app": {"config", "demo", *BELOW_APP},
+    "cli": {"app", "config", "demo", "errors"},
+    "app": {"config", "demo", "demo.evaluation", *BELOW_APP},
     "training": {"errors", *SIBLINGS},
     **{sibling: {"errors"} for sibling in SIBLINGS},
     "config": {"demo", "errors"},
     "demo": set[str](),
     "demo.scripts": {"demo", *BELOW_APP},
+    "demo.evaluation": {"demo", "demo.scripts", *BELOW_APP},
     "errors": set[str](),
 }
 
 # Library -> its homes: a room, or one module or package inside a room.
-TENSORS = {"app", "training", "demo.scripts", *SIBLINGS}
+TENSORS = {"app", "training", "demo.scripts", "demo.evaluation", *SIBLINGS}
 HOMES = {
     "torch": TENSORS,
     "numpy": {"data", "models", "training", "demo.scripts"},
-    "safetensors": {"data", "models", "adapters", "demo.scripts"},
-    "PIL": {"data", "demo.scripts"},
+    "safetensors": {"data", "models", "adapters", "demo.scripts", "demo.evaluation"},
+    "PIL": {"data", "demo.scripts", "demo.evaluation"},
+    "pyarrow": {"data"},
     "diffusers": {"models", "demo.scripts"},
     "transformers": {"models", "demo.scripts"},
     "tokenizers": {"models", "demo.scripts"},
     "peft": {"adapters"},
     "lycoris": {"adapters"},
+    "xformers": {"models"},
+    "huggingface_hub": {"models"},
     "lightning": {"training", "app.build"},
     "tensorboard": {"training", "app"},
     "psutil": {"training", "app"},
@@ -59,13 +65,16 @@ HOMES = {
     "omegaconf": {"config", "app", "train"},
     "yaml": {"config", "app"},
     "rich": {"app", "training.callbacks"},
+    "typer": {"cli"},
     "resvg_py": {"demo.scripts"},
 }
 
 
 def room_of(module: str) -> str:
     room, _, inside = module.partition(".")
-    return "demo.scripts" if room == "demo" and inside else room
+    if room == "demo" and inside:
+        return "demo.evaluation" if inside.startswith("evaluation") else "demo.scripts"
+    return room
 
 
 def imported_module(name: str) -> str:
@@ -132,6 +141,8 @@ def test_package_itself_imports_nothing() -> None:
         ("training.module", "from loralab import config"),
         ("training.module", "from loralab.app import main"),
         ("app.run", "from loralab.demo.pretrain import main"),
+        ("app.run", "from loralab.cli.main import app"),
+        ("demo.denoiser", "from loralab.demo.evaluation.content import shapes"),
         ("train", "from loralab.training.lr_schedules import cosine"),
         ("errors", "from loralab.config import parse"),
         ("data.index", "from ..diffusion import noise"),
@@ -164,6 +175,8 @@ def test_a_forbidden_import_is_found(module: str, source: str) -> None:
         ("training.callbacks.statistics", "from rich.table import Table"),
         ("demo.denoiser", "from .vae import train_vae\nfrom loralab.models import codec"),
         ("demo", "import json\nfrom pathlib import Path"),
+        ("cli.sample", "import typer\nfrom loralab.app.exits import exit_codes"),
+        ("app.run", "from loralab.demo.evaluation.procedure import evaluate"),
     ],
 )
 def test_a_permitted_import_is_let_through(module: str, source: str) -> None:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import inspect
 
-import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import OmegaConf
 
+from loralab.adapters.container import SUFFIXES
 from loralab.adapters.export import LAYOUTS, TOLERANCES
 from loralab.adapters.kinds import KINDS
 from loralab.app import build, export
 from loralab.config import choices
 from loralab.config.rules import TARGET_PRESETS
+from loralab.config.schedule_rules import SCHEDULE_OPTIONS
 from loralab.config.store import conf_dir
-from loralab.diffusion.schedule import NoiseSchedule
+from loralab.config.validation_rules import NOISE_BANDS
+from loralab.data import augment, latent_cache
+from loralab.data.buckets import MATCHES
+from loralab.data.images import RESIZE_FILTERS
+from loralab.diffusion.losses import HUBER_SCHEDULES, LOSSES
+from loralab.diffusion.targets import PREDICTION_ERRORS, TARGETS
+from loralab.diffusion.timesteps import DENSITIES, SPREADS
 from loralab.diffusion.weighting import WEIGHTINGS
 from loralab.models.facts import PREDICTION_TYPES
-from loralab.models.registry import LOADERS, SPECS, WEIGHT_DTYPES
+from loralab.models.registry import SPECS, WEIGHT_DTYPES
 from loralab.training.lr_schedules import SHAPES
+from loralab.training.validation import BANDS
 
 
 def words(kind: type[choices.Enum]) -> set[str]:
@@ -41,14 +49,19 @@ def test_every_choice_is_one_word_for_name_and_value() -> None:
 
 
 def test_families_are_those_with_a_loader() -> None:
-    assert words(choices.Family) == set(LOADERS) == set(SPECS)
+    assert words(choices.Family) == set(SPECS)
 
 
 def test_prediction_types_are_those_of_models_and_schedules() -> None:
     assert words(choices.PredictionType) == set(PREDICTION_TYPES)
-    for word in PREDICTION_TYPES:
-        schedule = NoiseSchedule(betas=torch.full((10,), 0.1), prediction_type=word)
-        assert schedule.prediction_type == word
+    assert set(PREDICTION_TYPES) == set(TARGETS) == set(PREDICTION_ERRORS)
+
+
+def test_choices_of_the_objective_are_those_of_its_tables() -> None:
+    assert words(choices.Loss) == set(LOSSES)
+    assert words(choices.HuberSchedule) == set(HUBER_SCHEDULES)
+    assert words(choices.TimestepSampling) == set(DENSITIES)
+    assert words(choices.TimestepSpread) == set(SPREADS)
 
 
 def test_weightings_are_those_of_the_table_and_have_a_file() -> None:
@@ -62,12 +75,37 @@ def test_schedules_are_those_of_the_table_and_each_has_its_file() -> None:
         assert OmegaConf.load(conf_dir() / "scheduler" / f"{name}.yaml").kind == name
 
 
+def test_choices_of_images_are_those_of_their_tables() -> None:
+    assert words(choices.AugmentationKind) == set(augment.KINDS)
+    assert words(choices.BucketMatch) == set(MATCHES)
+    assert words(choices.ResizeFilter) == set(RESIZE_FILTERS)
+    assert words(choices.FilePrecision) == set(latent_cache.DTYPES)
+
+
+def test_schedules_read_the_options_that_the_rules_ask_for() -> None:
+    assert set(SCHEDULE_OPTIONS) == set(SHAPES)
+    for kind, names in SCHEDULE_OPTIONS.items():
+        parameters = inspect.signature(SHAPES[kind]).parameters.values()
+        own = {item.name for item in parameters if item.kind is inspect.Parameter.KEYWORD_ONLY}
+        assert own - {"losses_before"} == set(names) - {"unit"}, kind
+
+
+def test_bands_of_noise_are_those_that_are_measured() -> None:
+    assert NOISE_BANDS == BANDS
+
+
 def test_adapter_kinds_are_those_of_the_table_and_each_has_its_file() -> None:
-    assert words(choices.AdapterKind) == set(KINDS) == files("adapter")
+    assert words(choices.AdapterKind) == set(KINDS) <= files("adapter")
+    kinds = {OmegaConf.load(conf_dir() / "adapter" / f"{n}.yaml").kind for n in files("adapter")}
+    assert kinds == set(KINDS)
 
 
 def test_layouts_are_those_that_can_be_written() -> None:
     assert words(choices.Layout) == set(LAYOUTS)
+
+
+def test_containers_are_those_that_can_be_written() -> None:
+    assert {f".{word}" for word in words(choices.Container)} == set(SUFFIXES)
 
 
 def test_file_precisions_are_those_that_can_be_verified() -> None:

@@ -13,12 +13,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from loralab.adapters.export import parse_adapter, read_adapter, verify_file, write_adapter
-from loralab.adapters.inject import match_targets
-from loralab.adapters.kohya import kohya_names, module_paths
-from loralab.adapters.layers import adapter_layers, lora_weights
+from loralab.adapters.container import read
+from loralab.adapters.export import parse_adapter, verify_file, write_adapter
+from loralab.adapters.layers import adapter_layers, live_weights
 from loralab.errors import AdapterError
-from tests.adapters.adapted import SD_SCRIPTS_TEXT_ENCODER, SD_SCRIPTS_UNET, randomize
+from tests.adapters.adapted import randomize
 
 Parts = dict[str, nn.Module]
 UNET_Q = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -32,62 +31,15 @@ def write(
 
 def rewrite(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     """Change a file's tensors and keep its metadata."""
-    tensors, metadata = read_adapter(path)
+    tensors, metadata = read(path)
     tensors = {key: tensor.clone() for key, tensor in tensors.items()}
     change(tensors)
     safetensors.torch.save_file(tensors, path, metadata)
 
 
-def test_sd1_names_are_those_that_kohya_writes(sd1_skeleton: Callable[[str], nn.Module]) -> None:
-    unet = kohya_names(sd1_skeleton("unet"), "lora_unet")
-    encoder = kohya_names(sd1_skeleton("text_encoder"), "lora_te")
-    attention = "down_blocks.0.attentions.0.transformer_blocks.0"
-    assert unet[f"{attention}.attn1.to_q"] == f"lora_unet_{UNET_Q}"
-    assert unet["mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"] == (
-        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
-    )
-    assert unet[f"{attention}.ff.net.0.proj"] == (
-        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_0_proj"
-    )
-    assert encoder["encoder.layers.0.self_attn.q_proj"] == (
-        "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
-    )
-    assert encoder["encoder.layers.11.mlp.fc2"] == "lora_te_text_model_encoder_layers_11_mlp_fc2"
-
-
-@pytest.mark.parametrize(
-    ("part", "prefix", "targets"),
-    [
-        ("unet", "lora_unet", SD_SCRIPTS_UNET),
-        ("text_encoder", "lora_te", SD_SCRIPTS_TEXT_ENCODER),
-    ],
-)
-def test_names_lead_back_to_the_same_modules(
-    sd1_skeleton: Callable[[str], nn.Module], part: str, prefix: str, targets: tuple[str, ...]
-) -> None:
-    module = sd1_skeleton(part)
-    names, paths = kohya_names(module, prefix), module_paths(module, prefix)
-    assert len(names) == len(paths)
-    for found in match_targets(module, targets).values():
-        assert all(paths[names[path]] == path for path in found)
-
-
-def test_text_model_level_is_inserted_only_where_it_is_missing() -> None:
-    with_level = nn.ModuleDict({"text_model": nn.ModuleDict({"fc1": nn.Linear(1, 1)})})
-    assert kohya_names(with_level, "lora_te2") == {"text_model.fc1": "lora_te2_text_model_fc1"}
-
-
-def test_names_are_the_same_before_and_after_injection(unet: nn.Module, trained: Parts) -> None:
-    names = kohya_names(trained["unet"], "lora_unet")
-    assert names["down_blocks.0.attentions.0.proj_in"] == (
-        "lora_unet_down_blocks_0_attentions_0_proj_in"
-    )
-    assert not [name for name in names if "lora_" in name or "base_layer" in name]
-
-
 def test_kohya_file_holds_the_literal_keys_and_shapes(tmp_path: Path, trained: Parts) -> None:
     write(tmp_path / "a.safetensors", trained)
-    tensors, metadata = read_adapter(tmp_path / "a.safetensors")
+    tensors, metadata = read(tmp_path / "a.safetensors")
     encoder = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
     assert tensors[f"{encoder}.lora_down.weight"].shape == (3, 32)
     assert tensors[f"{encoder}.lora_up.weight"].shape == (32, 3)
@@ -107,7 +59,7 @@ def test_diffusers_file_holds_the_keys_and_metadata_of_the_library(
     tmp_path: Path, trained: Parts
 ) -> None:
     write(tmp_path / "a.safetensors", trained, "diffusers")
-    tensors, metadata = read_adapter(tmp_path / "a.safetensors")
+    tensors, metadata = read(tmp_path / "a.safetensors")
     attention = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     assert tensors[f"{attention}.lora_A.weight"].shape == (4, 32)
     assert "text_encoder.encoder.layers.0.self_attn.q_proj.lora_B.weight" in tensors
@@ -127,7 +79,7 @@ def test_every_kohya_tensor_has_the_dtype_asked_for(
     tmp_path: Path, trained: Parts, dtype: torch.dtype
 ) -> None:
     write(tmp_path / "a.safetensors", trained, dtype=dtype)
-    tensors, _ = read_adapter(tmp_path / "a.safetensors")
+    tensors, _ = read(tmp_path / "a.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {dtype}
 
 
@@ -136,7 +88,7 @@ def test_hashes_are_those_of_the_bytes_after_the_header(tmp_path: Path, trained:
     write(path, trained)
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
-    tensors, metadata = read_adapter(path)
+    tensors, metadata = read(path)
     assert metadata["sshs_model_hash"] == hashlib.sha256(data[8 + size :]).hexdigest()
     # The short hash is of 64 KiB at offset 1 MiB of a file with the ss_ metadata alone.
     assert metadata["sshs_legacy_hash"] == "e3b0c442"  # this file is smaller: hash of nothing
@@ -155,7 +107,7 @@ def test_short_hash_of_a_large_file_is_that_of_a_file_with_ss_metadata_alone(
     randomize(module)
     path = tmp_path / "a.safetensors"
     write(path, {"unet": module})
-    tensors, metadata = read_adapter(path)
+    tensors, metadata = read(path)
     alone = safetensors.torch.save(tensors, {"ss_seed": "1"})
     expected = hashlib.sha256(alone[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
     assert metadata["sshs_legacy_hash"] == expected != "e3b0c442"
@@ -192,7 +144,7 @@ def test_verification_returns_what_the_dtype_costs(
 
 def test_file_of_a_fresh_adapter_is_verified(tmp_path: Path, trained: Parts) -> None:
     for module in trained.values():
-        for weights in lora_weights(module).values():
+        for weights in live_weights(module).values():
             nn.init.zeros_(weights.up)
     write(tmp_path / "a.safetensors", trained)
     assert verify_file(tmp_path / "a.safetensors", trained) == 0.0
@@ -227,7 +179,7 @@ def test_wrong_alpha_is_found(tmp_path: Path, trained: Parts, alpha: float) -> N
 def test_alpha_lost_from_the_metadata_is_found(tmp_path: Path, trained: Parts) -> None:
     path = tmp_path / "a.safetensors"
     write(path, trained, "diffusers")
-    tensors, _ = read_adapter(path)
+    tensors, _ = read(path)
     safetensors.torch.save_file(tensors, path, {"format": "pt"})
     with pytest.raises(AdapterError) as caught:
         verify_file(path, trained)
@@ -258,6 +210,7 @@ def test_module_of_another_model_and_half_a_module_are_named(
     def damage(tensors: dict[str, Tensor]) -> None:
         del tensors[f"lora_unet_{UNET_Q}.lora_up.weight"]
         tensors["lora_unet_down_blocks_7_conv1.lora_down.weight"] = torch.zeros(4, 4)
+        tensors["lora_unet_down_blocks_7_conv1.lora_up.weight"] = torch.zeros(4, 4)
         key = "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"
         tensors[key] = torch.zeros(3, 33)
 
@@ -267,7 +220,7 @@ def test_module_of_another_model_and_half_a_module_are_named(
     text = str(caught.value)
     assert len(caught.value.problems) == 3
     assert f"lacks the up factor of lora_unet_{UNET_Q}" in text
-    assert "adapts lora_unet_down_blocks_7_conv1, which the model does not have" in text
+    assert "adapts unet.down_blocks.7.conv1, which the model does not have" in text
     assert "of shape (3, 33)" in text
 
 
@@ -317,7 +270,7 @@ def test_file_with_one_changed_bit_pattern_is_found(tmp_path: Path, trained: Par
 def test_unreadable_adapter_metadata_is_an_adapter_error(tmp_path: Path, trained: Parts) -> None:
     path = tmp_path / "a.safetensors"
     write(path, trained, "diffusers")
-    tensors, _ = read_adapter(path)
+    tensors, _ = read(path)
     for text in ("{", "[]", '{"unet.lora_alpha": "x"}', '{"unet.alpha_pattern": {"(": 1}}'):
         safetensors.torch.save_file(tensors, path, {"lora_adapter_metadata": text})
         with pytest.raises(AdapterError, match="unreadable lora_adapter_metadata"):
@@ -336,7 +289,7 @@ def test_values_beyond_float16_are_refused_and_the_old_file_stays(
 ) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"old")
-    weights = lora_weights(trained["text_encoder"])["encoder.layers.0.mlp.fc1"]
+    weights = live_weights(trained["text_encoder"])["encoder.layers.0.mlp.fc1"]
     weights.up.data[0, 0] = 1e6
     with pytest.raises(AdapterError, match=r"fc1\.lora_up\.weight is not finite in float16"):
         write(path, trained, dtype=torch.float16)

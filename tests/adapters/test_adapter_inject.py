@@ -39,7 +39,9 @@ def test_spec_names_every_value_out_of_range() -> None:
 
 
 def test_unknown_kind_is_refused_with_the_kinds_there_are(unet: UNet2DConditionModel) -> None:
-    with pytest.raises(AdapterError, match=r"adapter\.kind is 'lara'; it must be one of lora"):
+    with pytest.raises(
+        AdapterError, match=r"adapter\.kind is 'lara'; it must be one of boft, dora, "
+    ):
         inject(unet, AdapterSpec("lara", 4, 4.0, 0.0, ("to_q",)), part="unet")
 
 

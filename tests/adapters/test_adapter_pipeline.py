@@ -154,7 +154,7 @@ def test_limits_of_the_library_are_foretold_exactly(
 
 
 def test_diffusers_layout_is_what_the_library_itself_writes(tmp_path: Path, folder: Path) -> None:
-    from loralab.adapters.export import read_adapter
+    from loralab.adapters.container import read
     from loralab.adapters.state import adapter_state
 
     live = load(folder)
@@ -174,7 +174,7 @@ def test_diffusers_layout_is_what_the_library_itself_writes(tmp_path: Path, fold
         text_encoder_lora_layers=adapter_state(live.text_encoder),
         weight_name="theirs.safetensors",
     )
-    ours, _ = read_adapter(tmp_path / "ours.safetensors")
-    theirs, _ = read_adapter(tmp_path / "theirs.safetensors")
+    ours, _ = read(tmp_path / "ours.safetensors")
+    theirs, _ = read(tmp_path / "theirs.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)

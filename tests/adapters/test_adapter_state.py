@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from loralab.adapters.inject import inject
-from loralab.adapters.layers import adapter_layers, lora_weights
+from loralab.adapters.layers import adapter_layers, live_weights
 from loralab.adapters.state import adapter_norm, adapter_state, load_adapter_state
 from loralab.errors import AdapterError
 from tests.adapters.adapted import CONVOLUTIONS, SD_SCRIPTS_UNET, lora, randomize, run_unet
@@ -62,7 +62,7 @@ def test_norm_is_that_of_the_formed_updates(trained: dict[str, nn.Module]) -> No
         merged = 0.0
         for name, layer in adapter_layers(module).items():
             delta = layer.get_delta_weight("default").detach()  # PEFT's own
-            assert torch.allclose(lora_weights(module)[name].delta(), delta, rtol=1e-5, atol=1e-7)
+            assert torch.allclose(live_weights(module)[name].delta(), delta, rtol=1e-5, atol=1e-7)
             merged += float(delta.double().square().sum())
         norm = adapter_norm(module)
         assert norm.shape == ()

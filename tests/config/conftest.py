@@ -33,10 +33,14 @@ def plain(_plain_yaml: str) -> dict[str, Any]:
 
 
 def put(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """Set a value by its dotted key and return the whole."""
+    """Set a value by its dotted key and return the whole; `sources[]` is a list of one source."""
     node = data
     *groups, name = key.split(".")
     for group in groups:
-        node = node[group]
+        if group.endswith("[]"):
+            node[group[:-2]] = [{"image_dir": "photos"}]
+            node = node[group[:-2]][0]
+        else:
+            node = node[group]
     node[name] = value
     return data

@@ -26,7 +26,7 @@ CASES = [
     (
         "adapter.decompose_factr=4",
         "adapter.decompose_factr",
-        "adapter.decompose_factr is not an option. Allowed: alpha, dropout, kind, rank",
+        "adapter.decompose_factr is not an option. Did you mean adapter.decompose_factor?",
     ),
     ("adapter.ranc=4", "adapter.ranc", "adapter.ranc is not an option. Did you mean adapter.rank?"),
     ("seeed=4", "seeed", "seeed is not an option. Did you mean seed?"),
@@ -39,14 +39,19 @@ CASES = [
     (
         "model.prediction_type=vpred",
         "model.prediction_type",
-        "model.prediction_type is 'vpred'; it must be one of epsilon, v_prediction or null.",
+        "model.prediction_type is 'vpred'; it must be one of epsilon, v_prediction, sample, "
+        "flow_prediction or null.",
     ),
     (
         "adapter=lroa",
         "adapter",
         "adapter=lroa does not exist. Did you mean adapter=lora?",
     ),
-    ("experiment=zzzz", "experiment", "experiment=zzzz does not exist. Allowed: demo, sd15_style"),
+    (
+        "experiment=zzzz",
+        "experiment",
+        "experiment=zzzz does not exist. Allowed: demo, demo_subject, sd15_style",
+    ),
     ("experiment=null", "experiment", "experiment is null; to run without one write ~experiment."),
     ("optimizer.lrr=1", "optimizer.lrr", "optimizer.lrr is not in this recipe."),
     ("trainer.max_step=1", "trainer.max_step", "Did you mean trainer.max_steps?"),

@@ -30,7 +30,7 @@ def overrides_for(file: Path) -> list[str]:
     choice = [] if group == "." else [f"{group}={option}"]
     if group == "experiment":
         preset = []
-    elif group == "data" and option == "demo":
+    elif group == "data" and option in ("demo", "demo_subject"):
         preset = ["~experiment", "model=demo"]  # made for each other: resolution and buckets
     else:
         preset = ["~experiment"]
@@ -56,8 +56,12 @@ def test_file_composes_parses_and_binds(file: Path) -> None:
     ]
     if file.as_posix() == "model/demo.yaml":
         folders = ["data.image_dir=${demo:train}", "data.buckets={step: 16, min_side: 32}"]
+    if file.as_posix() == "objective/stratified.yaml":
+        folders.append("data.batch_size=2")
     if file.as_posix() == "validation/default.yaml":
         folders.append("validation.every_n_steps=1")
+    if file.as_posix() == "scheduler/plateau.yaml":
+        folders += ["validation=default"]
     config = parse_config(composed(*overrides, *folders))
     recipes = {"optimizer": config.optimizer, "trainer": config.trainer}
     recipes |= {f"callbacks.{name}": recipe for name, recipe in config.callbacks.items() if recipe}
@@ -91,7 +95,8 @@ def test_only_presets_carry_the_global_package_header() -> None:
 def test_a_group_file_sets_its_own_group_only(file: Path) -> None:
     group = file.parts[0]
     one, other = as_composed("~experiment"), as_composed(*overrides_for(file))
-    together = {"data", "model"} if file.as_posix() == "data/demo.yaml" else {group}
+    made_for_the_demo = file.as_posix() in ("data/demo.yaml", "data/demo_subject.yaml")
+    together = {"data", "model"} if made_for_the_demo else {group}
     assert {key for key in one if one[key] != other[key]} <= together
 
 

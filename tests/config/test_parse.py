@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from loralab.config.choices import LoggerKind, Schedule
+from loralab.config.choices import LoggerKind, Schedule, SourceLayout
 from loralab.config.parse import parse_config, to_plain, to_yaml, walk_options
 from loralab.config.records import RunConfig
 from loralab.errors import ConfigError, Problem
@@ -65,7 +65,8 @@ def test_every_problem_is_reported_at_once(plain: dict[str, Any]) -> None:
             "data.image_dir has no value and needs one. Set data.image_dir=FOLDER to your images."
         ),
         "model.prediction_type": (
-            "model.prediction_type is 'vpred'; it must be one of epsilon, v_prediction or null."
+            "model.prediction_type is 'vpred'; it must be one of epsilon, v_prediction, sample, "
+            "flow_prediction or null."
         ),
         "seeed": "seeed is not an option. Did you mean seed?",
     }
@@ -78,7 +79,7 @@ GROUPS = sorted({key.rpartition(".")[0] for key, _, _ in walk_options(RunConfig)
 def test_an_unknown_key_is_refused_at_every_level(plain: dict[str, Any], group: str) -> None:
     key = f"{group}.zzzz".lstrip(".")
     put(plain, key, 1)
-    found = problems(plain)
+    found, key = problems(plain), key.replace("[]", "[0]")
     assert list(found) == [key]
     assert found[key].startswith(f"{key} is not an option. Allowed: ")
 
@@ -102,7 +103,7 @@ def test_a_value_beyond_its_range_is_refused(
 ) -> None:
     beyond = limit - 1 if bound == "low" else limit + 1
     put(plain, key, beyond)
-    found = problems(plain)
+    found, key = problems(plain), key.replace("[]", "[0]")
     assert list(found) == [key]
     assert f"{key} is {beyond}" in found[key]
     assert f"{limit:g}" in found[key]
@@ -121,9 +122,16 @@ WRONG_TYPES = [
     ("adapter.unet.targets", "attention", "a list of texts, like [a, b]"),
     ("adapter.unet.lr", "fast", "a number or null"),
     ("export.layouts", ["kohya", "comfy"], "a list of kohya, diffusers"),
-    ("scheduler.kind", "cosin", "one of constant, linear, cosine"),
+    (
+        "scheduler.kind",
+        "cosin",
+        "one of constant, constant_with_warmup, linear, cosine, cosine_with_restarts, "
+        "cosine_with_min_lr, polynomial, inverse_sqrt, warmup_stable_decay, rex, one_cycle, step, "
+        "multistep, exponential, plateau",
+    ),
     ("model.weight_dtype", None, "one of fp32, bf16, fp16"),
     ("validation.folder", ["a"], "text or null"),
+    ("data.sources", "a", "a list of sources, like [{image_dir: a}, {image_dir: b}]"),
     ("optimizer", "adamw", "a group of keys"),
 ]
 
@@ -134,6 +142,58 @@ def test_a_wrong_type_is_refused_with_what_is_allowed(
 ) -> None:
     put(plain, key, value)
     assert problems(plain) == {key: f"{key} is {value!r}; it must be {allowed}."}
+
+
+SOURCE = {"image_dir": "a"}
+
+
+def test_sources_stand_in_for_the_missing_folder(plain: dict[str, Any]) -> None:
+    put(plain, "data.image_dir", "???")
+    put(plain, "data.sources", [SOURCE, SOURCE | {"repeats": 3, "layout": "numbered_folders"}])
+    config = parse_config(plain)
+    assert config.data.image_dir is None
+    assert [source.repeats for source in config.data.sources] == [1, 3]
+    assert config.data.sources[1].layout is SourceLayout.numbered_folders
+    assert parse_config(OmegaConf.to_container(OmegaConf.create(to_yaml(config)))) == config  # type: ignore[arg-type]
+
+
+def test_every_problem_of_every_source_is_reported(plain: dict[str, Any]) -> None:
+    put(
+        plain,
+        "data.sources",
+        [
+            {"repeats": 0},
+            SOURCE | {"wieght": 1},
+            SOURCE | {"captions": {"prefx": "a", "tag_dropout": 2}},
+            SOURCE | {"augmentations": ["blur"]},
+            "photos",
+        ],
+    )
+    found = problems(plain)
+    assert found == {
+        "data.sources[0].image_dir": (
+            "data.sources[0].image_dir has no value and needs one. "
+            "Set data.sources[0].image_dir=..."
+        ),
+        "data.sources[0].repeats": "data.sources[0].repeats is 0; it must be at least 1.",
+        "data.sources[1].wieght": (
+            "data.sources[1].wieght is not an option. Did you mean data.sources[1].weight?"
+        ),
+        "data.sources[2].captions.prefx": (
+            "data.sources[2].captions.prefx is not an option. "
+            "Did you mean data.sources[2].captions.prefix?"
+        ),
+        "data.sources[2].captions.tag_dropout": (
+            "data.sources[2].captions.tag_dropout is 2.0; it must be between 0 and 1."
+        ),
+        "data.sources[3].augmentations": (
+            "data.sources[3].augmentations is ['blur']; it must be a list of flip, random_crop, "
+            "crop_jitter, color or null."
+        ),
+        "data.sources[4]": found["data.sources[4]"],
+        "data.sources[4].image_dir": found["data.sources[4].image_dir"],
+    }
+    assert found["data.sources[4]"].startswith("data.sources[4] is 'photos'; it must be a group")
 
 
 @pytest.mark.parametrize("group", ["data", "adapter.unet"])

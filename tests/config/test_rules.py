@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import pytest
 
 from loralab import demo
+from loralab.config.choices import (
+    PredictionType,
+    Preservation,
+    SourceLayout,
+    TimestepSpread,
+    Weighting,
+)
 from loralab.config.parse import parse_config
 from loralab.config.rules import RULES, check_rules
+from loralab.config.source_records import SourceRecord
 from loralab.errors import ConfigError
+from tests.config.adapter_cases import ADAPTER_CASES
 from tests.config.conftest import put
+from tests.config.data_cases import DATA_CASES
+from tests.config.schedule_cases import SCHEDULE_CASES
 
 HELD_OUT = {"validation.fraction": 0.1}
 
@@ -43,10 +55,151 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         {"data.buckets.max_side": 512},
     ),
     (
+        "separators_differ",
+        {"data.captions.secondary_separator": ";;;", "data.captions.keep_tags_separator": ";"},
+        "data.captions.keep_tags_separator",
+        {"data.captions.secondary_separator": ";;;", "data.captions.keep_tags_separator": "|||"},
+    ),
+    (
+        "separators_differ",
+        {"data.captions.secondary_separator": ","},
+        "data.captions.secondary_separator",
+        {"data.captions.separator": ";", "data.captions.secondary_separator": ","},
+    ),
+    (
+        "separators_differ",
+        {"data.captions.separator": ""},
+        "data.captions.separator",
+        {"data.captions.separator": " "},
+    ),
+    (
+        "separators_differ",
+        {"data.captions.separator": "\n"},
+        "data.captions.separator",
+        {"data.captions.separator": ";"},
+    ),
+    *(
+        (
+            "tags_are_known_beforehand",
+            {"data.captions.wildcards": True, f"data.captions.{name}": value},
+            f"data.captions.{name}",
+            {f"data.captions.{name}": value},
+        )
+        for name, value in (("tag_top_k", 5), ("tag_min_count", 2), ("tag_balance", 0.5))
+    ),
+    (
+        "separators_differ",
+        {
+            "data.image_dir": None,
+            "data.sources": [SourceRecord(image_dir="a", captions={"secondary_separator": ","})],
+        },
+        "data.sources[0].captions.secondary_separator",
+        {
+            "data.image_dir": None,
+            "data.sources": [SourceRecord(image_dir="a", captions={"secondary_separator": ";"})],
+        },
+    ),
+    *(
+        (
+            "tag_file_is_of_the_run",
+            {
+                "data.image_dir": None,
+                "data.sources": [SourceRecord(image_dir="a", captions={name: value})],
+            },
+            f"data.sources[0].captions.{name}",
+            {f"data.captions.{name}": value},
+        )
+        for name, value in (("tag_occurrence_file", True), ("tag_occurrence_order", "name"))
+    ),
+    (
         "_timesteps_are_a_range",
         {"objective.min_timestep": 500, "objective.max_timestep": 500},
         "objective.min_timestep",
         {"objective.min_timestep": 499, "objective.max_timestep": 500},
+    ),
+    (
+        "_timesteps_have_a_window",
+        {"objective.timestep_spread": TimestepSpread.stratified, "data.batch_size": 1},
+        "objective.timestep_spread",
+        {"objective.timestep_spread": TimestepSpread.stratified, "data.batch_size": 2},
+    ),
+    (
+        "_timesteps_have_a_window",
+        {"objective.timestep_spread": TimestepSpread.antithetic, "data.batch_size": 1},
+        "objective.timestep_spread",
+        {
+            "objective.timestep_spread": TimestepSpread.antithetic,
+            "data.batch_size": 1,
+            "trainer.accumulate_grad_batches": 2,
+        },
+    ),
+    (
+        "_prediction_type_fits",
+        {"model.prediction_type": PredictionType.epsilon, "objective.zero_terminal_snr": True},
+        "objective.zero_terminal_snr",
+        {"model.prediction_type": PredictionType.v_prediction, "objective.zero_terminal_snr": True},
+    ),
+    (
+        "_prediction_type_fits",
+        {
+            "model.prediction_type": PredictionType.flow_prediction,
+            "objective.zero_terminal_snr": True,
+            "preview.prompts": [],
+        },
+        "objective.zero_terminal_snr",
+        {"objective.zero_terminal_snr": True},  # the base's own files will tell
+    ),
+    (
+        "_prediction_type_fits",
+        {
+            "model.prediction_type": PredictionType.epsilon,
+            "objective.weighting": Weighting.scale_v_like_noise,
+        },
+        "objective.weighting",
+        {
+            "model.prediction_type": PredictionType.v_prediction,
+            "objective.weighting": Weighting.scale_v_like_noise,
+        },
+    ),
+    (
+        "_prediction_type_fits",
+        {
+            "model.prediction_type": PredictionType.sample,
+            "objective.weighting": Weighting.v_like,
+        },
+        "objective.weighting",
+        {
+            "model.prediction_type": PredictionType.epsilon,
+            "objective.weighting": Weighting.v_like,
+        },
+    ),
+    (
+        "_prediction_type_fits",
+        {
+            "model.prediction_type": PredictionType.flow_prediction,
+            "preview.prompts": ["a cat"],
+        },
+        "preview.prompts",
+        {"model.prediction_type": PredictionType.flow_prediction, "preview.prompts": []},
+    ),
+    (
+        "_preservation_has_an_outside",
+        {"objective.preservation": Preservation.outside_mask},
+        "objective.preservation",
+        {"objective.preservation": Preservation.output},
+    ),
+    *(
+        (
+            "_noise_options_have_an_effect",
+            {f"objective.{name}": value},
+            f"objective.{name}",
+            {f"objective.{name}": value, f"objective.{base}": 0.1},
+        )
+        for name, value, base in (
+            ("noise_offset_random", True, "noise_offset"),
+            ("noise_offset_adaptive", 0.1, "noise_offset"),
+            ("input_perturbation_random", True, "input_perturbation"),
+        )
     ),
     (
         "_one_warmup",
@@ -153,6 +306,69 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         "export.layouts",
         {"export.layouts": ["diffusers", "kohya"]},
     ),
+    (
+        "images_are_named_once",
+        {"data.sources": [SourceRecord(image_dir="a")]},
+        "data.image_dir",
+        {"data.sources": [{"image_dir": "a"}], "data.image_dir": None},
+    ),
+    (
+        "images_are_named_once",
+        {"data.image_dir": None},
+        "data.image_dir",
+        {"data.repeats": 2},
+    ),
+    (
+        "images_are_named_once",
+        {
+            "data.sources": [SourceRecord(image_dir="a")],
+            "data.image_dir": None,
+            "data.repeats": 2,
+        },
+        "data.repeats",
+        {"data.sources": [{"image_dir": "a", "repeats": 2}], "data.image_dir": None},
+    ),
+    (
+        "metadata_options_have_metadata",
+        {"data.metadata_file": "captions.csv"},
+        "data.metadata_file",
+        {"data.metadata_file": "captions.csv", "data.layout": SourceLayout.metadata},
+    ),
+    (
+        "metadata_options_have_metadata",
+        {
+            "data.image_dir": None,
+            "data.sources": [SourceRecord(image_dir="a", metadata_file="captions.csv")],
+        },
+        "data.sources[0].metadata_file",
+        {
+            "data.image_dir": None,
+            "data.layout": SourceLayout.metadata,
+            "data.sources": [{"image_dir": "a", "metadata_file": "captions.csv"}],
+        },
+    ),
+    (
+        "limits_leave_room",
+        {"data.image_filter.min_side": 512, "data.image_filter.max_side": 256},
+        "data.image_filter.min_side",
+        {"data.image_filter.min_side": 512, "data.image_filter.max_side": 512},
+    ),
+    (
+        "held_out_files_are_named_once",
+        {"validation.files": ["a.png", "./a.png"]},
+        "validation.files",
+        {"validation.files": ["a.png", "b.png"]},
+    ),
+    (
+        "_one_validation_source",
+        {"validation.files": ["a.png"], "validation.folder": "held"},
+        "validation.folder",
+        {"validation.files": ["a.png"], "validation.every_n_steps": 10},
+    ),
+    *SCHEDULE_CASES,
+    *DATA_CASES,
+    *ADAPTER_CASES,
+    ("_quality_is_that_of_the_demo", {"demo_quality": 1}, "demo_quality", {"demo_quality": 0}),
 ]
 
 
@@ -202,6 +418,8 @@ def with_values(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
     data = copy.deepcopy(data)
     for key, value in values.items():
+        if key == "data.sources":
+            value = [asdict(source) if is_dataclass(source) else source for source in value]
         put(data, key, value)
     return data
 

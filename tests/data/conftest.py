@@ -12,6 +12,7 @@ from loralab.data.buckets import Bucket
 from loralab.data.crop import plan_crop
 from loralab.data.dataset import Item
 from loralab.data.index import ImageRecord, scan_folder
+from loralab.data.sources import Source
 from loralab.errors import DataError
 from tests.data.pictures import noise_image
 
@@ -44,7 +45,7 @@ def records(photos: Path) -> list[ImageRecord]:
 def wide_item(records: list[ImageRecord]) -> Item:
     """a.jpg (60 high, 96 wide) in the 64 x 64 bucket: scaled to 64 x 102, cut at left 19 of 38."""
     bucket = Bucket(64, 64)
-    return Item(records[0], 0, bucket, plan_crop(60, 96, bucket))
+    return Item(records[0], 0, plan_crop(60, 96, bucket), Source("images", tuple(records)))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralab.data.buckets import Bucket, make_buckets, nearest_bucket, square_bucket
+from loralab.data.buckets import Bucket, make_buckets, nearest_bucket, parse_size, square_bucket
 from loralab.errors import DataError
 
 
@@ -83,6 +83,32 @@ def test_portrait_and_landscape_are_treated_alike_where_plain_ratio_difference_i
     # 7:4 is 1.75: 0.560 from 1:1 and 0.539 from 3:1 in logarithms, 0.75 and 1.25 as plain ratios.
     assert nearest_bucket(7, 4, buckets) == Bucket(1, 3)
     assert nearest_bucket(4, 7, buckets) == Bucket(3, 1)
+
+
+def test_ratio_matches_as_sd_scripts_does():
+    # 525 x 1000 lies between 320 x 704 (0.455) and 384 x 640 (0.6): their mean is 0.527, their
+    # geometric mean 0.522.
+    buckets = sd_buckets(512, 320, 960)
+    assert nearest_bucket(525, 1000, buckets, match="ratio") == Bucket(704, 320)
+    assert nearest_bucket(525, 1000, buckets, match="log_ratio") == Bucket(640, 384)
+    # Lying down, it is between 2.2 and 1.667 either way.
+    assert nearest_bucket(1000, 525, buckets, match="ratio") == Bucket(384, 640)
+
+
+@pytest.mark.parametrize("match", ["ratio", "log_ratio"])
+def test_exact_size_wins_over_another_of_the_same_shape(match):
+    buckets = (Bucket(256, 512), Bucket(512, 1024))
+    assert nearest_bucket(1024, 512, buckets, match=match) == Bucket(512, 1024)
+    assert nearest_bucket(900, 450, buckets, match=match) == Bucket(256, 512)
+
+
+def test_ties_of_ratios_go_by_width_then_height_as_in_sd_scripts():
+    buckets = (Bucket(400, 800), Bucket(640, 640))  # 2 and 1; the image has 1.5
+    assert nearest_bucket(300, 200, buckets, match="ratio") == Bucket(640, 640)
+
+
+def test_sizes_are_read_as_width_by_height():
+    assert parse_size("832x1216") == Bucket(height=1216, width=832)
 
 
 def test_ties_go_to_the_first_bucket_in_sorted_order():

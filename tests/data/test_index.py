@@ -26,14 +26,14 @@ def test_repeats_and_weight_are_kept(photos):
     assert (record.repeats, record.weight) == (3, 0.5)
 
 
-def test_caption_is_the_first_line_stripped(photos):
-    (photos / "a.txt").write_text("  first line \r\nsecond line\n", newline="")
-    assert scan_folder(photos, key=KEY)[0].caption == "first line"
+def test_all_lines_of_a_caption_file_are_kept_stripped_and_without_empty_ones(photos):
+    (photos / "a.txt").write_text("\n  first line \r\n\r\nsecond line\n", newline="")
+    assert scan_folder(photos, key=KEY)[0].captions == ("first line", "second line")
 
 
 def test_byte_order_mark_is_not_part_of_the_caption(photos):
     (photos / "a.txt").write_text("été", encoding="utf-8-sig")
-    assert scan_folder(photos, key=KEY)[0].caption == "été"
+    assert scan_folder(photos, key=KEY)[0].captions == ("été",)
 
 
 def test_upper_case_extensions_are_found(photos):
@@ -55,7 +55,7 @@ def test_linked_folder_is_searched_and_a_link_back_up_is_not_followed(photos, tm
     (outside / "d.txt").write_text("linked")
     (photos / "linked").symlink_to(outside)
     (photos / "nested" / "up").symlink_to(photos)
-    captions = [record.caption for record in scan_folder(photos, key=KEY)]
+    captions = [record.captions[0] for record in scan_folder(photos, key=KEY)]
     assert captions == ["a wide photo", "a square photo", "linked", "a tall photo"]
 
 
@@ -82,8 +82,8 @@ def test_file_in_place_of_a_folder_is_called_so(photos, problems_of):
 def test_folder_without_images_is_refused(tmp_path, problems_of):
     (message,) = problems_of(scan_folder, tmp_path, key=KEY)
     assert message == (
-        f"data.image_dir is {tmp_path}; this folder has no png, jpg, jpeg, webp or bmp file. "
-        "Give a folder of images."
+        f"data.image_dir is {tmp_path}; this folder has no png, jpg, jpeg, webp, bmp, avif or tiff "
+        "file. Give a folder of images."
     )
 
 
@@ -91,8 +91,8 @@ def test_images_of_other_formats_are_refused_rather_than_skipped(photos, problem
     Image.new("RGB", (4, 4)).save(photos / "d.gif")
     (message,) = problems_of(scan_folder, photos, key=KEY)
     assert message == (
-        f"{photos / 'd.gif'} is not a png, jpg, jpeg, webp or bmp file; convert it or take it out "
-        "of the folder."
+        f"{photos / 'd.gif'} is not a png, jpg, jpeg, webp, bmp, avif or tiff file; convert it or "
+        "take it out of the folder."
     )
 
 
@@ -104,14 +104,25 @@ def test_missing_caption_names_the_file_to_write_and_the_option(photos, problems
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "what"),
-    [("", "is empty"), (" \n\n", "is empty"), ("\ncat", "has an empty first line")],
-)
-def test_caption_without_a_first_line_is_refused(photos, problems_of, text, what):
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_empty_caption_file_is_refused(photos, problems_of, text):
     (photos / "a.txt").write_text(text)
-    (message,) = problems_of(scan_folder, photos, key=KEY)
-    assert message.startswith(f"{photos / 'a.txt'} {what};")
+    (message,) = problems_of(scan_folder, photos, key=KEY, class_text="photo")
+    assert message == f"{photos / 'a.txt'} is empty; write a caption, or take the image out."
+
+
+def test_class_text_stands_in_for_missing_caption_files_only(photos):
+    (photos / "b.txt").unlink()
+    records = scan_folder(photos, key=KEY, class_text="a photo")
+    assert [record.captions[0] for record in records] == ["a wide photo", "a photo", "a tall photo"]
+
+
+def test_messages_name_the_option_beside_the_folder(photos, problems_of):
+    (photos / "a.txt").unlink()
+    (message,) = problems_of(scan_folder, photos, key="data.prior.image_dir")
+    assert "set data.prior.caption_extension" in message
+    (message,) = problems_of(scan_folder, photos, key="validation.folder")
+    assert "set data.caption_extension" in message
 
 
 def test_caption_that_is_not_utf8_is_refused_with_the_byte(photos, problems_of):
@@ -130,7 +141,7 @@ def test_other_caption_extension_is_used(photos):
     for path in photos.rglob("*.txt"):
         path.rename(path.with_suffix(".caption"))
     records = scan_folder(photos, key=KEY, caption_extension=".caption")
-    assert records[1].caption == "a square photo"
+    assert records[1].captions == ("a square photo",)
 
 
 def test_all_problems_are_reported_at_once(photos, problems_of):

@@ -96,6 +96,23 @@ def test_only_the_remainder_of_each_bucket_is_short(setup):
 
 
 @given(setups())
+def test_places_number_the_samples_of_a_window_through(setup):
+    for window in windows(setup):
+        real = [part for part in window if any(part.weights)]
+        places = [part.first + n for part in real for n in range(len(part.indices))]
+        assert places == list(range(len(places)))
+        assert {part.window_size for part in real} == {len(places)}
+
+
+@given(setups())
+def test_steps_are_counted_through_the_epochs(setup):
+    steps = [[part.step for part in window] for window in windows(setup)]
+    assert all(len(set(window)) == 1 for window in steps)
+    start = setup["epoch"] * len(steps)
+    assert [window[0] for window in steps] == list(range(start, start + len(steps)))
+
+
+@given(setups())
 def test_fillers_repeat_the_start_of_the_plan(setup):
     plan = epoch_plan(**setup)
     real = [part for part in plan if any(part.weights)]
@@ -231,3 +248,23 @@ def test_end_of_an_epoch_is_loaded_as_the_start_of_one():
 def test_lightning_reaches_the_sampler_through_its_own_attribute():
     sampler = BucketBatchSampler([BUCKETS[0]], [1.0], batch_size=1, accumulation=1, seed=0)
     assert sampler.sampler is sampler
+
+
+def test_shares_by_count_worked_by_hand():
+    # Seven items in micro-batches of two, three of those to a step, so the second step is short.
+    # By count an item weighs w / 2 / 3 or w / 1 / 3.
+    setup = {
+        "bucket_of": [Bucket(64, 64)] * 7,
+        "weights": [1.0, 0.5, 1.0, 1.0, 2.0, 1.0, 1.0],
+        "batch_size": 2, "accumulation": 3, "world_size": 1, "seed": 0, "epoch": 0,
+        "shuffle": False,
+    }  # fmt: skip
+    plan = epoch_plan(**setup, by_count=True)
+    assert [part.weights for part in plan] == [
+        pytest.approx((1 / 6, 0.5 / 6)),
+        pytest.approx((1 / 6, 1 / 6)),
+        pytest.approx((2 / 6, 1 / 6)),
+        pytest.approx((1 / 3,)),
+        (0.0, 0.0),
+        (0.0, 0.0),
+    ]

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from loralab.diffusion.noise import sample_generator
-from loralab.diffusion.objective import NoisyLatents, Objective
-from loralab.diffusion.schedule import NoiseSchedule
+from loralab.diffusion.losses import HUBER_SCHEDULES, LOSSES
+from loralab.diffusion.noise import InputPerturbation, NoiseRecipe, sample_generator
+from loralab.diffusion.objective import LossRecipe, NoisyLatents, Objective
+from loralab.diffusion.schedule import NoiseSchedule, rescale_to_zero_snr
+from loralab.diffusion.targets import TARGETS
+from loralab.diffusion.timesteps import TimestepSampler, WindowPlace
+from loralab.diffusion.weighting import WEIGHTINGS, loss_weights
 
 KEYS = [f"image#{number}" for number in range(8)]
 
 
-def make_objective(prediction_type: str = "epsilon", weighting: str = "constant") -> Objective:
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-    schedule = NoiseSchedule(betas=betas, prediction_type=prediction_type)
-    return Objective(schedule, weighting=weighting)
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+
+
+def make_schedule(prediction_type: str = "epsilon") -> NoiseSchedule:
+    if prediction_type == "flow_prediction":
+        return NoiseSchedule.rectified_flow(1000)
+    return NoiseSchedule.from_betas(BETAS, prediction_type=prediction_type)
+
+
+def make_objective(
+    prediction_type: str = "epsilon", weighting: str = "constant", **options: Any
+) -> Objective:
+    schedule = make_schedule(prediction_type)
+    weights = loss_weights(
+        weighting, schedule.snr.values, prediction_type=prediction_type, strength=5.0
+    )
+    return Objective(schedule, weights=weights, **options)
 
 
 def generators(keys: list[str]) -> list[torch.Generator]:
@@ -76,20 +95,18 @@ def test_recording_one_draw_leaves_the_other_as_it_was() -> None:
 
 
 def test_timesteps_stay_in_the_chosen_range() -> None:
-    schedule = make_objective().schedule
-    objective = Objective(schedule, min_timestep=300, max_timestep=302)
+    objective = make_objective(timesteps=TimestepSampler(low=300, high=302))
     keys = [f"image#{number}" for number in range(40)]
     sample = objective.draw(torch.zeros(40, 1, 1, 1), generators(keys))
     assert set(sample.timesteps.tolist()) == {300, 301}
 
 
-@pytest.mark.parametrize(("low", "high"), [(5, 5), (-1, 10), (0, 1001)])
-def test_impossible_timestep_range_is_our_mistake(low: int, high: int) -> None:
-    with pytest.raises(AssertionError):
-        Objective(make_objective().schedule, min_timestep=low, max_timestep=high)
+def test_timesteps_beyond_the_schedule_are_our_mistake() -> None:
+    with pytest.raises(AssertionError, match="of 1000"):
+        make_objective(timesteps=TimestepSampler(high=1001))
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", TARGETS)
 def test_predicting_the_target_costs_nothing(prediction_type: str) -> None:
     objective = make_objective(prediction_type, "min_snr")
     latents = make_latents(KEYS)
@@ -99,11 +116,9 @@ def test_predicting_the_target_costs_nothing(prediction_type: str) -> None:
 
 
 def test_loss_terms_of_two_pixels_computed_by_hand() -> None:
-    # Betas such that alphas_cumprod is 0.9, 0.5 and the signal-to-noise ratio 9, 1; capped at 3
-    # that is a weight of 1/3 and 1.
-    betas = torch.tensor([0.1, 1 - 0.5 / 0.9], dtype=torch.float64)
-    schedule = NoiseSchedule(betas=betas, prediction_type="epsilon")
-    objective = Objective(schedule, weighting="min_snr", min_snr_gamma=3.0, max_timestep=2)
+    betas = torch.tensor([0.1, 0.5], dtype=torch.float64)
+    schedule = NoiseSchedule.from_betas(betas, prediction_type="epsilon")
+    objective = Objective(schedule, weights=torch.tensor([1 / 3, 1.0]))
     latents = torch.zeros(2, 1, 1, 2)
     noise = torch.tensor([[1.0, 2.0], [0.0, 0.0]]).view(2, 1, 1, 2)
     sample = objective.draw(latents, [], timesteps=torch.tensor([0, 1]), noise=noise)
@@ -134,6 +149,69 @@ def test_half_precision_prediction_gives_a_float32_loss_and_a_half_precision_gra
     assert terms.loss.dtype == terms.per_sample.dtype == terms.error.dtype == torch.float32
     assert prediction.grad is not None
     assert prediction.grad.dtype == torch.bfloat16
+
+
+def test_perturbation_reaches_the_input_and_not_the_target() -> None:
+    plain = make_objective()
+    perturbed = make_objective(perturbation=InputPerturbation(gamma=0.1))
+    latents = make_latents(KEYS)
+    one, other = (o.draw(latents, generators(KEYS)) for o in (plain, perturbed))
+    assert torch.equal(one.noise, other.noise)
+    assert torch.equal(one.timesteps, other.timesteps)
+    assert not torch.equal(one.noisy, other.noisy)
+
+
+def test_a_recorded_noise_is_shown_as_it_is() -> None:
+    options = {"noise": NoiseRecipe(offset=1.0), "perturbation": InputPerturbation(gamma=1.0)}
+    latents, noise = make_latents(KEYS), torch.ones(8, 4, 6, 5)
+    timesteps = torch.arange(8)
+    found = make_objective(**options).draw(latents, [], timesteps=timesteps, noise=noise)
+    plain = make_objective().draw(latents, [], timesteps=timesteps, noise=noise)
+    assert torch.equal(found.noisy, plain.noisy)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("prediction_type", TARGETS)
+def test_parts_combine_freely(kind: str, weighting: str, prediction_type: str) -> None:
+    objective = make_objective(
+        prediction_type,
+        weighting,
+        loss=LossRecipe(kind=kind, preservation="outside_mask"),
+        timesteps=TimestepSampler(density="cubic", spread="stratified"),
+        noise=NoiseRecipe(offset=0.1, multires_iterations=3),
+        perturbation=InputPerturbation(gamma=0.1),
+    )
+    latents = make_latents(KEYS)
+    window = WindowPlace(first=0, size=8, jitter_seed=3)
+    sample = objective.draw(latents, generators(KEYS), window=window)
+    prediction = latents.clone().requires_grad_()
+    mask = torch.ones(8, 1, 6, 5)
+    mask[:, :, :3] = 0
+    weight = torch.full((8,), 1 / 8)
+    teacher = torch.zeros_like(latents)
+    terms = objective(prediction, latents, sample, weight=weight, mask=mask, teacher=teacher)
+    terms.loss.backward()
+    assert prediction.grad is not None
+    assert torch.isfinite(prediction.grad).all()
+    assert 0 < terms.loss.item() < float("inf")
+
+
+@pytest.mark.parametrize("weighting", sorted(set(WEIGHTINGS) - {"v_like"}))
+def test_the_last_timestep_of_a_zero_snr_schedule_has_a_finite_loss(weighting: str) -> None:
+    schedule = NoiseSchedule.from_betas(rescale_to_zero_snr(BETAS), prediction_type="v_prediction")
+    weights = loss_weights(
+        weighting, schedule.snr.values, prediction_type="v_prediction", strength=5.0
+    )
+    for huber_schedule in HUBER_SCHEDULES.values():
+        thresholds = huber_schedule(0.1, schedule.snr.values)
+        objective = Objective(
+            schedule, loss=LossRecipe(kind="huber"), weights=weights, thresholds=thresholds
+        )
+        latents = make_latents(KEYS[:1])
+        sample = objective.draw(latents, generators(KEYS[:1]), timesteps=torch.tensor([999]))
+        terms = objective(torch.zeros_like(latents), latents, sample, weight=torch.ones(1))
+        assert torch.isfinite(terms.loss)
 
 
 def test_autocast_does_not_lower_the_loss_below_float32() -> None:

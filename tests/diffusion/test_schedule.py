@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
+from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from loralab.diffusion.schedule import NoiseSchedule, rescale_to_zero_snr
@@ -21,6 +23,7 @@ STABLE_DIFFUSION: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "trained_betas": None,
 }
+FLOW = "flow_prediction"
 CONFIGS = {
     "stable_diffusion": STABLE_DIFFUSION,
     "linear": STABLE_DIFFUSION | {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
@@ -46,7 +49,7 @@ def test_tables_hold_the_values_of_the_published_schedule() -> None:
     schedule = published()
     timesteps = torch.tensor([0, 250, 500, 750, 999])
     torch.testing.assert_close(
-        schedule.alphas_cumprod[timesteps],
+        schedule.signal(timesteps).square(),
         torch.tensor([0.99915, 0.673792, 0.276333, 0.0561698, 0.0046601]),
         rtol=1e-5,
         atol=0,
@@ -66,23 +69,25 @@ def test_first_signal_to_noise_ratio_is_exact() -> None:
 
 def test_four_betas_give_the_products_computed_by_hand() -> None:
     betas = torch.tensor([0.1, 0.2, 0.5, 0.5], dtype=torch.float64)
-    schedule = NoiseSchedule(betas=betas, prediction_type="epsilon")
-    torch.testing.assert_close(schedule.alphas_cumprod, torch.tensor([0.9, 0.72, 0.36, 0.18]))
+    schedule = NoiseSchedule.from_betas(betas, prediction_type="v_prediction")
+    signal = torch.tensor([0.9, 0.72, 0.36, 0.18]).sqrt()
+    torch.testing.assert_close(schedule.signal.values, signal)
     torch.testing.assert_close(schedule.snr(torch.tensor([2])), torch.tensor([0.5625]))
     one, timesteps = torch.ones(1, 1, 1, 1), torch.tensor([2])
     assert schedule.add_noise(one, 2 * one, timesteps).item() == pytest.approx(0.6 + 0.8 * 2)
-    assert schedule.velocity(one, 2 * one, timesteps).item() == pytest.approx(0.6 * 2 - 0.8)
+    assert schedule.target(one, 2 * one, timesteps).item() == pytest.approx(0.6 * 2 - 0.8)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", CONFIGS)
-def test_noisy_latents_and_velocity_agree_with_diffusers(name: str) -> None:
+def test_every_timestep_agrees_with_diffusers(name: str) -> None:
+    """Compare all timesteps of a schedule with `DDPMScheduler` in float32."""
     config = CONFIGS[name]
-    schedule = NoiseSchedule.from_config(config)
+    schedule = NoiseSchedule.from_config(config, prediction_type="v_prediction")
     scheduler_class: Any = DDPMScheduler
     theirs = scheduler_class(**config)
     assert schedule.num_timesteps == len(theirs.alphas_cumprod)
-    timesteps = torch.linspace(0, schedule.num_timesteps - 1, 32).long()
+    timesteps = torch.arange(schedule.num_timesteps)
     latents, noise = latents_and_noise(len(timesteps))
     # They multiply the schedule up in float32, we in float64: hence not bit for bit.
     torch.testing.assert_close(
@@ -92,22 +97,61 @@ def test_noisy_latents_and_velocity_agree_with_diffusers(name: str) -> None:
         atol=2e-5,
     )
     torch.testing.assert_close(
-        schedule.velocity(latents, noise, timesteps),
+        schedule.target(latents, noise, timesteps),
         theirs.get_velocity(latents, noise, timesteps),
         rtol=1e-5,
         atol=2e-5,
+    )
+    # In float32, 1 - a costs their first ratios four digits.
+    torch.testing.assert_close(
+        schedule.snr(timesteps), compute_snr(theirs, timesteps), rtol=3e-4, atol=1e-7
+    )
+
+
+@pytest.mark.parity
+def test_every_timestep_of_a_flow_agrees_with_diffusers() -> None:
+    scheduler_class: Any = FlowMatchEulerDiscreteScheduler
+    theirs = scheduler_class(num_train_timesteps=1000)
+    schedule = NoiseSchedule.rectified_flow(1000)
+    latents, noise = latents_and_noise(1000)
+    # Their timesteps count from 1 to 1000, as the noise does: 1000 is noise alone.
+    expected = theirs.scale_noise(latents, theirs.timesteps.flip(0), noise)
+    assert theirs.timesteps[[0, -1]].tolist() == [1000, 1]
+    torch.testing.assert_close(schedule.add_noise(latents, noise, torch.arange(1000)), expected)
+
+
+@pytest.mark.parity
+def test_zero_snr_rescaling_agrees_with_diffusers() -> None:
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+    torch.testing.assert_close(
+        rescale_to_zero_snr(betas), rescale_zero_terminal_snr(betas), rtol=1e-12, atol=1e-15
     )
 
 
 def test_noise_and_velocity_give_back_the_latents() -> None:
     # The rotation of Salimans & Ho: latents = sqrt(a) * noisy - sqrt(1 - a) * v.
-    schedule = published()
+    schedule = NoiseSchedule.from_config(STABLE_DIFFUSION, prediction_type="v_prediction")
     timesteps = torch.arange(0, 1000, 100)
     latents, noise = latents_and_noise(len(timesteps))
     noisy = schedule.add_noise(latents, noise, timesteps)
-    velocity = schedule.velocity(latents, noise, timesteps)
-    a = schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-    torch.testing.assert_close(a.sqrt() * noisy - (1 - a).sqrt() * velocity, latents)
+    velocity = schedule.target(latents, noise, timesteps)
+    a = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000).double() ** 2, 0)
+    a = a[timesteps].float().view(-1, 1, 1, 1)
+    torch.testing.assert_close(
+        a.sqrt() * noisy - (1 - a).sqrt() * velocity, latents, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_noise_and_flow_give_back_the_latents() -> None:
+    # On the straight path of Liu et al. the step from noisy to clean is sigma times the velocity.
+    schedule = NoiseSchedule.rectified_flow(10)
+    timesteps = torch.arange(10)
+    latents, noise = latents_and_noise(10)
+    noisy = schedule.add_noise(latents, noise, timesteps)
+    flow = schedule.target(latents, noise, timesteps)
+    sigma = torch.linspace(0.1, 1.0, 10).view(-1, 1, 1, 1)
+    torch.testing.assert_close(noisy - sigma * flow, latents)
+    assert schedule.snr(torch.tensor([4, 9])).tolist() == [1.0, 0.0]
 
 
 def test_coefficients_apply_per_sample_when_width_equals_batch_size() -> None:
@@ -115,8 +159,9 @@ def test_coefficients_apply_per_sample_when_width_equals_batch_size() -> None:
     latents, noise = torch.ones(5, 4, 6, 5), torch.zeros(5, 4, 6, 5)
     timesteps = torch.tensor([0, 250, 500, 750, 999])
     noisy = schedule.add_noise(latents, noise, timesteps)
-    expected = schedule.alphas_cumprod[timesteps].sqrt()
-    torch.testing.assert_close(noisy.flatten(1), expected[:, None].expand(5, 120))
+    expected = torch.tensor([0.99915, 0.673792, 0.276333, 0.0561698, 0.0046601]).sqrt()
+    expected = expected[:, None].expand(5, 120)
+    torch.testing.assert_close(noisy.flatten(1), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -126,7 +171,7 @@ def test_tables_stay_float32_when_the_module_changes_dtype(dtype: torch.dtype) -
     moved = torch.nn.Sequential(schedule).to(dtype)[0]
     for name, table in moved.named_buffers():
         torch.testing.assert_close(table, before[name], rtol=0, atol=0)
-    assert len(before) == 4
+    assert len(before) == 3
 
 
 def test_tables_follow_the_module_to_another_device() -> None:
@@ -148,14 +193,31 @@ def test_tables_are_no_part_of_a_checkpoint() -> None:
     assert published().state_dict() == {}
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_target_is_what_the_prediction_type_names(prediction_type: str) -> None:
-    schedule = NoiseSchedule.from_config(STABLE_DIFFUSION, prediction_type=prediction_type)
-    latents, noise = latents_and_noise(2)
-    timesteps = torch.tensor([10, 900])
-    velocity = schedule.velocity(latents, noise, timesteps)
-    expected = noise if prediction_type == "epsilon" else velocity
-    torch.testing.assert_close(schedule.target(latents, noise, timesteps), expected)
+@pytest.mark.parametrize(
+    ("prediction_type", "expected"),
+    [("epsilon", 5.0), ("v_prediction", 0.6 * 5 - 0.8 * 2), ("sample", 2.0)],
+)
+def test_target_is_what_the_prediction_type_names(prediction_type: str, expected: float) -> None:
+    # One timestep that keeps 0.36 of the variance: 0.6 of the latents (2), 0.8 of the noise (5).
+    betas = torch.tensor([0.64], dtype=torch.float64)
+    schedule = NoiseSchedule.from_betas(betas, prediction_type=prediction_type)
+    one, timesteps = torch.ones(1, 1, 1, 1), torch.tensor([0])
+    found = schedule.target(2 * one, 5 * one, timesteps)
+    assert found.item() == pytest.approx(expected)
+    assert schedule.add_noise(2 * one, 5 * one, timesteps).item() == pytest.approx(1.2 + 4.0)
+
+
+def test_a_flow_mixes_and_predicts_in_a_straight_line() -> None:
+    schedule = NoiseSchedule.from_config({"num_train_timesteps": 4}, prediction_type=FLOW)
+    one, timesteps = torch.ones(1, 1, 1, 1), torch.tensor([0])
+    assert schedule.prediction_type == FLOW
+    assert schedule.add_noise(2 * one, 6 * one, timesteps).item() == 0.75 * 2 + 0.25 * 6
+    assert schedule.target(2 * one, 6 * one, timesteps).item() == 4.0
+
+
+def test_a_flow_of_betas_is_our_mistake() -> None:
+    with pytest.raises(AssertionError, match="mixes otherwise"):
+        NoiseSchedule.from_betas(torch.tensor([0.5]), prediction_type=FLOW)
 
 
 def test_a_file_without_prediction_type_means_epsilon() -> None:
@@ -181,6 +243,16 @@ def test_zero_snr_rescaling_gives_the_published_values() -> None:
     assert rescaled[999] == 0
 
 
+@pytest.mark.parametrize("in_file", [False, True])
+def test_zero_snr_may_be_asked_for_and_called_off(in_file: bool) -> None:
+    config = STABLE_DIFFUSION | {"rescale_betas_zero_snr": in_file}
+    for asked, last in ((True, 0.0), (False, 0.0046601), (None, 0.0 if in_file else 0.0046601)):
+        schedule = NoiseSchedule.from_config(
+            config, prediction_type="v_prediction", zero_terminal_snr=asked
+        )
+        assert schedule.signal.values[-1].square().item() == pytest.approx(last, rel=1e-4)
+
+
 def test_zero_snr_with_v_prediction_is_finite_at_the_last_timestep() -> None:
     schedule = NoiseSchedule.from_config(CONFIGS["zero_snr"])
     latents, noise = latents_and_noise(1)
@@ -195,13 +267,13 @@ def test_every_problem_of_a_scheduler_file_is_named_at_once() -> None:
         "beta_schedule": "squaredcos",
         "beta_start": 0.00085,
         "num_train_timesteps": 1000,
-        "prediction_type": "sample",
+        "prediction_type": "score",
     }
     with pytest.raises(ModelError) as caught:
         NoiseSchedule.from_config(config)
     messages = [problem.message for problem in caught.value.problems]
     assert len(messages) == 3
-    assert "'sample'" in messages[0]
+    assert "'score'" in messages[0]
     assert "beta_end is missing" in messages[1]
     assert "'squaredcos'" in messages[2]
 
@@ -214,4 +286,4 @@ def test_zero_snr_with_epsilon_is_refused() -> None:
 
 def test_epsilon_on_a_schedule_that_ends_in_pure_noise_is_our_mistake() -> None:
     with pytest.raises(AssertionError, match="zero SNR"):
-        NoiseSchedule(betas=torch.tensor([0.5, 1.0]), prediction_type="epsilon")
+        NoiseSchedule.from_betas(torch.tensor([0.5, 1.0]), prediction_type="epsilon")

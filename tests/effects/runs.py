@@ -68,7 +68,8 @@ class TinyRun:
     @property
     def files(self) -> list[str]:
         """Names of the exported adapter files."""
-        return sorted(path.name for path in (self.folder / "adapters").iterdir())
+        files = (self.folder / "adapters").iterdir()
+        return sorted(path.name for path in files if path.suffix not in (".json", ".md"))
 
     @property
     def checkpoints(self) -> list[str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from loralab.errors import AdapterError
 from tests.effects.registry import effect
 from tests.effects.runs import Tiny
 
@@ -74,3 +78,96 @@ def test_files_follow_the_epochs(tiny: Tiny) -> None:
         "tiny-epoch0002.safetensors",
         "tiny.safetensors",
     ]
+
+
+@effect("export.container")
+@pytest.mark.parametrize("container", ["ckpt", "pt", "bin"])
+def test_other_containers_hold_the_same_tensors(tiny: Tiny, container: str) -> None:
+    run = tiny.run(f"export.container={container}", "export.layouts=[kohya]", ONE_STEP)
+    assert run.files == [f"tiny.{container}"]
+    tensors = torch.load(run.folder / "adapters" / run.files[0], weights_only=True)
+    same = tiny.run("export.layouts=[kohya]", ONE_STEP).adapter
+    assert tensors.keys() == same.keys()
+    assert all(torch.equal(tensors[key], same[key]) for key in same)
+
+
+@effect("export.metadata")
+def test_metadata_is_as_much_as_asked_for(tiny: Tiny) -> None:
+    full, minimal, none = (
+        tiny.run(f"export.metadata={amount}", ONE_STEP).metadata
+        for amount in ("full", "minimal", "none")
+    )
+    assert {"loralab.config", "loralab.versions", "loralab.order_receipts"} <= full.keys()
+    assert full["ss_steps"] == "1"
+    assert full["ss_training_comment"] == ""
+    # sd-scripts' minimum without metadata: six ss_ fields where they apply, modelspec, hashes.
+    assert {key for key in minimal if key.startswith("ss_")} == {
+        "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha",
+    }  # fmt: skip
+    assert not [key for key in minimal if key.startswith("loralab")]
+    assert minimal["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert set(none) == {"sshs_model_hash", "sshs_legacy_hash"}
+
+
+@effect("export.comment")
+def test_the_comment_is_in_the_file_and_may_be_in_its_name(tiny: Tiny) -> None:
+    run = tiny.run("export.comment='first try, low rate'", ONE_STEP)
+    assert run.metadata["ss_training_comment"] == "first try, low rate"
+    named = tiny.run(
+        "export.comment='first try'",
+        "export.name_template='{name}-{comment}-{kind}{rank}'",
+        ONE_STEP,
+    )  # fmt: skip
+    assert "tiny-first-try-lora2.safetensors" in named.files
+
+
+@effect("export.on_name_collision")
+@pytest.mark.parametrize("policy", ["version", "error", "overwrite"])
+def test_a_file_that_is_not_the_runs_own_is_kept_or_not(tiny: Tiny, policy: str) -> None:
+    built = tiny.build(f"export.on_name_collision={policy}", "export.layouts=[kohya]")
+    foreign = built.folder.path / "adapters" / "tiny.safetensors"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"foreign")
+    if policy == "error":
+        with pytest.raises(AdapterError, match="is there already"):
+            built.job.writer.write("", 1)
+    else:
+        (written,) = built.job.writer.write("", 1)
+        assert written.name == {"version": "tiny-v2", "overwrite": "tiny"}[policy] + ".safetensors"
+        assert built.job.writer.write("", 1) == [written], "a run replaces its own files"
+    assert (foreign.read_bytes() == b"foreign") == (policy != "overwrite")
+
+
+@effect("export.keep_last")
+def test_only_the_newest_files_of_steps_stay(tiny: Tiny) -> None:
+    run = tiny.run(
+        "export.keep_last=2", "export.every_n_steps=1", "export.layouts=[kohya]",
+        "trainer.max_steps=5",
+    )  # fmt: skip
+    assert run.files == [
+        "tiny-step000003.safetensors", "tiny-step000004.safetensors", "tiny.safetensors",
+    ]  # fmt: skip
+    names = {path.name for path in (run.folder / "adapters").iterdir()}
+    assert "tiny-step000002.json" not in names
+    assert {"tiny-step000004.json", "tiny-step000004.md", "tiny.json", "tiny.md"} <= names
+
+
+def test_the_card_tells_files_and_figures(tiny: Tiny) -> None:
+    run = tiny.run(ONE_STEP)
+    card = json.loads((run.folder / "adapters" / "tiny.json").read_text(encoding="utf-8"))
+    for name, digest in card["files"].items():
+        data = (run.folder / "adapters" / name).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == digest
+    assert card["config"]["adapter"]["rank"] == 2
+    text = (run.folder / "adapters" / "tiny.md").read_text(encoding="utf-8")
+    assert text.startswith("# tiny\n")
+    assert "rank 2, alpha 2" in text
+
+
+def test_the_hash_in_the_metadata_is_that_of_the_bytes_after_the_header(tiny: Tiny) -> None:
+    run = tiny.run(ONE_STEP)
+    data = (run.folder / "adapters" / "tiny.safetensors").read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    assert run.metadata["sshs_model_hash"] == hashlib.sha256(data[begin:]).hexdigest()
+    frequency = json.loads(run.metadata["ss_tag_frequency"])
+    assert all(isinstance(count, int) for tags in frequency.values() for count in tags.values())

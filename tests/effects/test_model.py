@@ -16,7 +16,7 @@ from loralab.data.buckets import Bucket
 from loralab.errors import ConfigError
 from loralab.training.callbacks.preview import Preview
 from tests.effects.registry import effect
-from tests.effects.runs import Tiny, changed
+from tests.effects.runs import NUM_IMAGES, Tiny, changed
 from tests.tiny import make_tiny_sd1
 
 
@@ -144,6 +144,22 @@ def _count_calls(module: nn.Module) -> list[None]:
     # Before the call: recomputation stops as soon as it has what backward needs.
     module.register_forward_pre_hook(lambda *_: calls.append(None))
     return calls
+
+
+@effect("model.text_cache_mib")
+def test_a_frozen_text_encoder_reads_a_caption_once_and_no_bit_changes(tiny: Tiny) -> None:
+    # Two epochs of seven steps; previews and validation are off.
+    options = ("adapter.text_encoder.enabled=false", "trainer.max_steps=14")
+    weights, calls = [], []
+    for size in (256, 0):
+        built = tiny.build(f"model.text_cache_mib={size}", *options)
+        layer = built.job.module.family.parts["text_encoder"].get_submodule("encoder.layers.0.mlp")
+        calls.append(_count_calls(layer))
+        built.fit()
+        weights.append(built.job.module.state_dict())
+    texts = {file.read_text() for file in tiny.images.glob("*.txt")}
+    assert [len(count) for count in calls] == [len(texts), 2 * NUM_IMAGES]
+    assert changed(*weights) == []
 
 
 @effect("model.allow_demo")

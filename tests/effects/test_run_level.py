@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from loralab.config.parse import parse_config
 from loralab.errors import ConfigError, ResumeError
 from tests.effects.registry import effect
 from tests.effects.runs import Tiny, changed
@@ -91,17 +91,34 @@ def test_averaging_is_refused(tiny: Tiny) -> None:
         tiny.config("ema.enabled=true")
 
 
-@effect("compat.kind")
-def test_only_our_own_behaviour_is_on_offer(tiny: Tiny) -> None:
-    assert tiny.config("compat.kind=none").compat.kind.name == "none"
-    foreign = {**tiny.compose(), "compat": {"kind": "sd_scripts"}}
-    with pytest.raises(ConfigError, match=r"^compat\.kind is 'sd_scripts'; it must be one of none"):
-        parse_config(foreign)
-
-
 @effect("cpu_threads")
 def test_torch_computes_with_that_many_threads_and_the_next_run_with_its_own(tiny: Tiny) -> None:
     tiny.run("cpu_threads=3")
     assert torch.get_num_threads() == 3
     tiny.run("cpu_threads=null")
     assert torch.get_num_threads() == 1  # what the tests began with
+
+
+@effect("demo_quality")
+def test_drawings_of_anything_but_the_demo_are_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        tiny.config("demo_quality=1")
+    [problem] = refusal.value.problems
+    assert str(problem).startswith("demo_quality is 1, but model.path is ")
+    assert "Set demo_quality=0." in str(problem)
+
+
+@effect("demo_quality")
+def test_every_drawing_more_of_a_subject_is_judged(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loralab.demo.evaluation.drawing.NUM_STEPS", 1)
+    demo = ("model=demo", "model.path=${demo:base}", "data=demo", "data.image_dir=${demo:train}",
+            "trainer.max_steps=1", "logger=csv")  # fmt: skip
+    assert not (tiny.run(*demo, "demo_quality=0").folder / "evaluation.json").exists()
+    for count in (1, 2):
+        run = tiny.run(*demo, f"demo_quality={count}")
+        found = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))
+        assert len(found["drawings_look_like"]["lora"]["cat face"]) == count
+        assert run.metrics["quality/content_top1"] == found["scores"]["lora"]["content_top1"]
+        assert run.column("quality/style_share") == [run.metrics["quality/style_share"]]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from loralab.app.preflight import Survey
+from loralab.errors import ConfigError
 from tests.effects.registry import effect
 from tests.effects.runs import NUM_IMAGES, NUM_STEPS, Tiny, changed
 from tests.tiny import make_images
@@ -76,3 +78,69 @@ def test_validation_keeps_its_cadence_and_never_misses_the_end(
 def test_validating_in_between_changes_no_bit_of_the_adapter(tiny: Tiny) -> None:
     rare, often = (tiny.run(*HELD_OUT, f"validation.every_n_steps={n}") for n in ("null", "1"))
     assert changed(rare.adapter, often.adapter) == []
+
+
+WATCHED = (*HELD_OUT, "validation.every_n_steps=1", "trainer.max_steps=6", "optimizer.lr=0.1")
+
+
+@effect("validation.train_probe")
+def test_probe_measures_as_many_trained_images_and_the_gap(tiny: Tiny) -> None:
+    with_probe, without = tiny.run(*WATCHED, "validation.train_probe=true"), tiny.run(*WATCHED)
+    assert with_probe.metrics.keys() - without.metrics.keys() == {
+        "val/loss_train_probe", "val/gap", "val/gap_stderr", "val/overfits",
+    }  # fmt: skip
+    assert changed(with_probe.adapter, without.adapter) == []
+    survey = tiny.survey(*WATCHED, "validation.train_probe=true")
+    training, held_out = digests(survey)
+    probe = {item.record.digest for item in survey.probe_items}
+    assert len(probe) == len(held_out) == len(survey.probe_items)
+    assert probe < training
+    assert tiny.survey(*WATCHED).probe_items == ()
+
+
+@effect("validation.patience")
+def test_patience_ends_a_run_that_gains_nothing(tiny: Tiny) -> None:
+    idle = (*HELD_OUT, "validation.every_n_steps=1", "trainer.max_steps=6", "optimizer.lr=0")
+    for patience in (2, 3):
+        run = tiny.run(*idle, f"validation.patience={patience}")
+        assert len(run.column("val/loss")) == run.state["steps"] == patience
+        assert run.state["state"] == "finished"
+        assert f"step {patience}: stopping early" in run.stdout
+    assert tiny.run(*idle).state["steps"] == 6
+
+
+@effect("validation.min_improvement")
+def test_gain_below_the_least_one_does_not_count(tiny: Tiny) -> None:
+    gaining = (*HELD_OUT, "validation.every_n_steps=1", "trainer.max_steps=6", "optimizer.lr=1e-3",
+               "validation.patience=2")  # fmt: skip
+    assert tiny.run(*gaining).state["steps"] == 6
+    assert tiny.run(*gaining, "validation.min_improvement=1000").state["steps"] == 2
+
+
+@effect("validation.keep_best")
+def test_best_checkpoint_is_kept_and_exported_beside_the_last(tiny: Tiny) -> None:
+    run = tiny.run(*WATCHED, "validation.keep_best=true")
+    losses = run.column("val/loss")
+    step = losses.index(min(losses)) + 1
+    assert run.checkpoints == [f"best-{step:06d}.ckpt", "step-000006.ckpt"]
+    assert run.metrics["val/best_step"] == step < 6
+    assert run.metrics["val/best_loss"] == pytest.approx(min(losses))
+    assert {"tiny.safetensors", "tiny-best.safetensors"} <= set(run.files)
+    assert f"Best: {min(losses):.4f} at step {step}" in run.stdout
+    assert changed(run.adapter, tiny.run(*WATCHED).adapter) == []
+    best = load_file(run.folder / "adapters" / "tiny-best.safetensors")
+    stopped = tiny.run(*HELD_OUT, "optimizer.lr=0.1", f"trainer.max_steps={step}")
+    assert changed(best, stopped.adapter) == []
+    assert "tiny-best.safetensors" not in tiny.run(*WATCHED).files
+
+
+def test_single_held_out_image_cannot_stop_a_run(tiny: Tiny, tmp_path: Path) -> None:
+    make_images(tmp_path, count=1, seed=5)
+    with pytest.raises(ConfigError, match=r"validation\.patience is 3, but a single image"):
+        tiny.survey(f"validation.folder={tmp_path}", "validation.patience=3",
+                    "validation.every_n_steps=1")  # fmt: skip
+
+
+def test_sweeps_may_minimise_the_best_loss(tiny: Tiny) -> None:
+    run = tiny.run(*WATCHED, "optimized_metric=val/best_loss")
+    assert run.value == run.metrics["val/best_loss"] < run.metrics["val/loss"]

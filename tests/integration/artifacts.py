@@ -20,7 +20,7 @@ def adapter(folder: Path, *, layout: str = "kohya") -> dict[str, torch.Tensor]:
     (path,) = [
         path
         for path in (folder / "adapters").iterdir()
-        if path.name == path.name.split(".")[0] + ending
+        if path.name == path.name.split(".")[0] + ending and "-best." not in path.name
     ]
     return load_file(path)
 

@@ -5,12 +5,12 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from loralab.models.codec import LatentCodec, mean_latents, sample_latents
-from loralab.models.components import load_codec
+from loralab.models.registry import load_family
 
 
 @pytest.fixture(scope="module")
 def codec(folder: Path) -> LatentCodec:
-    return load_codec(folder)
+    return load_family("sd1", folder).load_codec()
 
 
 def generators(*seeds: int) -> list[torch.Generator]:

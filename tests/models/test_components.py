@@ -11,9 +11,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from loralab.errors import ModelError
 from loralab.models.components import load_text_encoder, load_tokenizer, skeletons, vae_digest
 from loralab.models.family import ModelFamily
+from loralab.models.opening import open_model
 from loralab.models.registry import family_spec, load_family
 from tests.tiny import make_tiny_sd1
 
+SPEC = family_spec("sd1")
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 TEXT_LAYER = "encoder.layers.0.self_attn"
@@ -68,7 +70,7 @@ def test_presets_never_touch_the_outer_convolutions_or_embeddings(
 
 
 def test_every_target_of_every_preset_meets_something_in_the_tiny_model(folder: Path) -> None:
-    parts = skeletons(folder)
+    parts = skeletons(folder, SPEC)
     for part, presets in family_spec("sd1").targets.items():
         for target in {target for targets in presets.values() for target in targets}:
             assert hits(parts[part], (target,)), f"{part}: {target}"
@@ -77,7 +79,7 @@ def test_every_target_of_every_preset_meets_something_in_the_tiny_model(folder: 
 def test_skeletons_have_the_names_and_shapes_of_the_loaded_parts(
     folder: Path, family: ModelFamily
 ) -> None:
-    for part, skeleton in skeletons(folder).items():
+    for part, skeleton in skeletons(folder, SPEC).items():
         assert {p.device.type for p in skeleton.parameters()} == {"meta"}
         shapes = {name: p.shape for name, p in skeleton.named_parameters()}
         assert shapes == {name: p.shape for name, p in family.parts[part].named_parameters()}
@@ -133,7 +135,8 @@ def test_text_encoder_files_from_before_transformers_5_load_equal(own_folder: Pa
     old = {f"text_model.{name}": tensor for name, tensor in new.items()}
     old["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(old, own_folder / TEXT, metadata={"format": "pt"})
-    state = load_text_encoder(own_folder, dtype=torch.float32).state_dict()
+    sources = open_model(own_folder, SPEC)
+    state = load_text_encoder(sources, SPEC.text[0], dtype=torch.float32).state_dict()
     for name, tensor in new.items():
         torch.testing.assert_close(state[name], tensor, rtol=0, atol=0)
 
@@ -160,7 +163,7 @@ def test_weights_of_another_width_are_refused(own_folder: Path, file: str) -> No
 
 def test_the_tokenizer_is_the_folders_own(folder: Path, family: ModelFamily) -> None:
     vocabulary = json.loads((folder / "tokenizer/vocab.json").read_text(encoding="utf-8"))
-    ids = family.conditioner.tokenize(["red"])[0]
+    ids = family.conditioner.encoders[0].tokenize(["red"])[0, 0]
     start, red, end = (vocabulary[w] for w in ("<|startoftext|>", "red</w>", "<|endoftext|>"))
     assert ids.tolist() == [start, red] + [end] * 75
 
@@ -169,14 +172,15 @@ def test_a_garbage_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer/tokenizer_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelError, match="tokens, but the text encoder's vocab_size is 534"):
-        load_tokenizer(tmp_path, vocab_size=534)
+        load_tokenizer(open_model(tmp_path, SPEC), SPEC.text[0], vocab_size=534)
 
 
 def test_vae_digest_tells_vaes_apart(folder: Path, tmp_path: Path) -> None:
     same, other = (make_tiny_sd1(tmp_path / str(seed), seed=seed) for seed in (0, 1))
-    assert vae_digest(folder) == vae_digest(same) != vae_digest(other)
+    first, again, changed = (vae_digest(path, SPEC) for path in (folder, same, other))
+    assert first == again != changed
     with pytest.raises(ModelError, match=r"vae/config\.json is missing"):
-        vae_digest(tmp_path)
+        vae_digest(tmp_path, SPEC)
 
 
 def test_an_unknown_family_suggests_the_nearest() -> None:
@@ -187,7 +191,7 @@ def test_an_unknown_family_suggests_the_nearest() -> None:
 def test_all_wrong_options_are_reported_at_once(folder: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load_family(
-            "sd1", folder, weight_dtype=torch.int8, clip_skip=3, max_tokens=154, attention="flash"
+            "sd1", folder, weight_dtype=torch.int8, clip_skip=3, text_rows=0, attention="flash"
         )
     keys = [problem.key for problem in caught.value.problems]
     assert keys == ["model.weight_dtype", "model.clip_skip", "model.max_tokens", "model.attention"]
@@ -219,10 +223,10 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(
             "unet": family.parts["unet"].get_parameter("mid_block.attentions.0.proj_in.weight"),
             "text": family.parts["text_encoder"].get_parameter("encoder.layers.0.mlp.fc1.weight"),
         }
-        for module in (family.denoiser, family.conditioner):
-            module.train()
         for parameter in watched.values():
             parameter.requires_grad_(True)
+        for module in (family.denoiser, family.conditioner):
+            module.train()
         runs: list[str] = []
         for part, name in (("unet", "up_blocks.0.resnets.0"), ("text_encoder", TEXT_LAYER)):
             family.parts[part].get_submodule(name).register_forward_pre_hook(
@@ -253,7 +257,7 @@ def test_train_mode_gives_the_numbers_of_eval_mode(family: ModelFamily) -> None:
 @pytest.mark.parametrize("trainable", [False, True])
 def test_checkpointing_lets_validation_run_in_inference_mode(folder: Path, trainable: bool) -> None:
     family = load_family("sd1", folder, gradient_checkpointing=True, clip_skip=2)
-    family.conditioner.encoder.requires_grad_(trainable)
+    family.conditioner.encoders[0].model.requires_grad_(trainable)
     for module in (family.denoiser, family.conditioner):
         module.train()
     with torch.inference_mode():
@@ -263,7 +267,7 @@ def test_checkpointing_lets_validation_run_in_inference_mode(folder: Path, train
 
 
 def test_facts_agree_with_the_loaded_parts(family: ModelFamily) -> None:
-    encoder = family.conditioner.encoder
-    assert family.facts.num_text_layers == len(encoder.encoder.layers)
-    assert family.facts.vocab_size == len(family.conditioner.tokenizer)
+    (encoder,) = family.conditioner.encoders
+    assert family.facts.num_text_layers == len(encoder.model.encoder.layers)
+    assert family.facts.text[0].vocab_size == len(encoder.tokenizer)
     assert family.latent_scale == family.facts.latent_scale == family.load_codec().latent_scale

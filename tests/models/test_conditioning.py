@@ -18,13 +18,15 @@ def conditioner(family: ModelFamily) -> ClipConditioner:
 def count_calls(conditioner: ClipConditioner) -> list[int]:
     """Return a list that grows by the batch size of every run of the encoder."""
     sizes: list[int] = []
-    conditioner.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    conditioner.encoders[0].model.register_forward_pre_hook(
+        lambda _, args: sizes.append(len(args[0]))
+    )
     return sizes
 
 
 def test_clip_skip_one_is_the_librarys_last_hidden_state(conditioner: ClipConditioner) -> None:
-    ids = conditioner.tokenize(CAPTIONS)
-    wanted = conditioner.encoder(ids).last_hidden_state
+    (encoder,) = conditioner.encoders
+    wanted = encoder.model(encoder.tokenize(CAPTIONS).flatten(0, 1)).last_hidden_state
     got = conditioner.encode(CAPTIONS).hidden_states
     assert got.shape == (3, 77, 32)
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
@@ -36,8 +38,9 @@ def test_clip_skip_takes_the_nth_last_layer_through_the_final_norm(
     folder: Path, clip_skip: int, trainable: bool
 ) -> None:
     conditioner = load_family("sd1", folder, clip_skip=clip_skip).conditioner
-    encoder = conditioner.encoder
-    states = encoder(conditioner.tokenize(CAPTIONS), output_hidden_states=True).hidden_states
+    encoder = conditioner.encoders[0].model
+    ids = conditioner.encoders[0].tokenize(CAPTIONS).flatten(0, 1)
+    states = encoder(ids, output_hidden_states=True).hidden_states
     num_layers = encoder.config.num_hidden_layers
     assert len(states) == num_layers + 1
     wanted = encoder.final_layer_norm(states[num_layers + 1 - clip_skip])
@@ -74,7 +77,7 @@ def test_encoder_in_training_runs_on_the_batch_each_time_with_gradients(
     conditioner: ClipConditioner,
 ) -> None:
     sizes = count_calls(conditioner)
-    weight = conditioner.encoder.get_parameter("encoder.layers.0.self_attn.q_proj.weight")
+    weight = conditioner.encoders[0].model.get_parameter("encoder.layers.0.self_attn.q_proj.weight")
     weight.requires_grad_(True)
     for _ in range(2):
         states = conditioner.encode(["red", "red"]).hidden_states
@@ -87,7 +90,7 @@ def test_what_was_remembered_is_forgotten_once_the_encoder_trains(
     conditioner: ClipConditioner,
 ) -> None:
     before = conditioner.encode(["red"]).hidden_states
-    norm = conditioner.encoder.final_layer_norm.weight
+    norm = conditioner.encoders[0].model.final_layer_norm.weight
     norm.requires_grad_(True)
     conditioner.encode(["blue"])
     with torch.no_grad():
@@ -99,7 +102,7 @@ def test_what_was_remembered_is_forgotten_once_the_encoder_trains(
 
 def test_an_encoder_with_a_frozen_adapter_remembers_nothing(conditioner: ClipConditioner) -> None:
     peft = pytest.importorskip("peft")
-    encoder = conditioner.encoder
+    encoder = conditioner.encoders[0].model
     encoder.add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     encoder.requires_grad_(False)
     on = conditioner.encode(["red"]).hidden_states
@@ -128,7 +131,7 @@ def test_autocast_does_not_change_what_is_remembered(
 
 
 def test_memory_is_bounded_and_drops_the_least_used(conditioner: ClipConditioner) -> None:
-    conditioner.memo_size = 2
+    conditioner.encoders[0].memory.limit_bytes = 2 * 77 * 32 * 4  # two captions in float32
     conditioner.encode(["red", "blue"])
     conditioner.encode(["red", "green"])
     sizes = count_calls(conditioner)
@@ -145,17 +148,6 @@ def test_memory_follows_a_change_of_dtype(conditioner: ClipConditioner) -> None:
 
 
 def test_recorded_tokens_take_the_place_of_captions(conditioner: ClipConditioner) -> None:
-    ids = conditioner.tokenize(["red"])
+    ids = conditioner.encoders[0].tokenize(["red"])
     got = conditioner.encode(["something else"], input_ids=ids).hidden_states
     torch.testing.assert_close(got, conditioner.encode(["red"]).hidden_states, rtol=0, atol=0)
-
-
-def test_captions_that_lose_their_end_are_named(conditioner: ClipConditioner) -> None:
-    fits, long = ", ".join(["red"] * 38), ", ".join(["red"] * 39)  # 75 and 77 tokens, plus two
-    assert conditioner.truncated([fits, long, ""]) == [long]
-    assert conditioner.tokenize([long]).shape == (1, 77)
-
-
-def test_a_smaller_max_tokens_shortens_the_states(folder: Path) -> None:
-    conditioner = load_family("sd1", folder, max_tokens=16).conditioner
-    assert conditioner.encode(["red"]).hidden_states.shape == (1, 16, 32)

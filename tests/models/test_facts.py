@@ -30,7 +30,7 @@ def edit(file: Path, **fields: Any) -> None:
 def test_facts_of_the_tiny_model(folder: Path) -> None:
     facts = model_facts(folder, family="sd1")
     assert (facts.vae_factor, facts.bucket_step, facts.latent_channels) == (8, 16, 4)
-    assert (facts.cross_attention_dim, facts.max_tokens, facts.num_text_layers) == (32, 77, 2)
+    assert (facts.cross_attention_dim, facts.num_text_layers) == (32, 2)
     assert (facts.native_resolution, facts.latent_scale) == (64, 0.18215)
     assert facts.prediction_type == facts.schedule_config["prediction_type"] == "epsilon"
 
@@ -70,10 +70,10 @@ def test_a_missing_folder_is_one_problem(tmp_path: Path) -> None:
     assert "nothing is downloaded" in message
 
 
-def test_a_single_file_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_an_empty_file_is_one_problem(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     (message,) = messages(tmp_path / "model.safetensors")
-    assert "from_single_file" in message
+    assert "not a safetensors file or is cut off (0 bytes)" in message
 
 
 def test_an_empty_folder_names_every_missing_file(tmp_path: Path) -> None:
@@ -159,11 +159,11 @@ def test_an_inpainting_unet_is_refused(own_folder: Path) -> None:
 def test_all_problems_are_reported_at_once(own_folder: Path) -> None:
     edit(own_folder / "unet/config.json", cross_attention_dim=64)
     edit(own_folder / "vae/config.json", shift_factor=0.1)
-    edit(own_folder / "scheduler/scheduler_config.json", prediction_type="sample")
+    edit(own_folder / "scheduler/scheduler_config.json", prediction_type="x0")
     cross, shift, kind = messages(own_folder)
     assert "cross_attention_dim 64, but the text encoder's hidden_size is 32" in cross
     assert "shift_factor 0.1" in shift
-    assert 'prediction_type "sample"; allowed are epsilon and v_prediction' in kind
+    assert 'prediction_type "x0"; allowed are epsilon, v_prediction' in kind
 
 
 def test_a_unet_config_without_needed_fields_names_them(own_folder: Path) -> None:

@@ -6,7 +6,6 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from loralab.models import sampling
 from loralab.models.family import ModelFamily
 from loralab.models.registry import load_family
 from loralab.models.sampling import prompt_noise, sample_images
@@ -48,8 +47,8 @@ def test_pictures_are_those_of_the_librarys_pipeline(
 
     pipeline = StableDiffusionPipeline(
         vae=family.load_codec().vae,
-        text_encoder=family.conditioner.encoder,
-        tokenizer=family.conditioner.tokenizer,
+        text_encoder=family.conditioner.encoders[0].model,
+        tokenizer=family.conditioner.encoders[0].tokenizer,
         unet=family.denoiser.unet,
         scheduler=DDIMScheduler.from_config(family.schedule_config),
         safety_checker=None,
@@ -89,13 +88,11 @@ def test_pictures_depend_on_prompt_negative_prompt_and_guidance(family: ModelFam
         assert not torch.allclose(first, sample(family, **changes), atol=1e-3)
 
 
-def test_prompts_beyond_one_batch_give_the_same_pictures(
-    family: ModelFamily, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompts_beyond_one_batch_give_the_same_pictures(family: ModelFamily) -> None:
     prompts = ["red", "green", "blue"]
     together = sample(family, prompts=prompts)
-    monkeypatch.setattr(sampling, "PROMPTS_AT_ONCE", 2)
-    torch.testing.assert_close(together, sample(family, prompts=prompts), rtol=1e-4, atol=1e-4)
+    in_pairs = sample(family, prompts=prompts, prompts_at_once=2)
+    torch.testing.assert_close(together, in_pairs, rtol=1e-4, atol=1e-4)
 
 
 def test_no_prompts_give_no_pictures(family: ModelFamily) -> None:

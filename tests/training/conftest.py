@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ import torch
 
 from loralab.adapters.inject import inject
 from loralab.app.logs import quiet_libraries
+from loralab.data.augment import Augmentation
 from loralab.data.buckets import Bucket
 from loralab.data.captions import CaptionPipeline
+from loralab.data.crop import fit_nearest
 from loralab.data.dataset import Item, make_items
 from loralab.data.index import scan_folder
+from loralab.data.sources import Source
 from loralab.diffusion.objective import Objective
 from loralab.diffusion.schedule import NoiseSchedule
 from loralab.models.registry import load_family
@@ -26,6 +31,12 @@ from tests.tiny import make_images, make_tiny_sd1
 
 TARGETS = {"unet": ("to_q", "to_v", "conv1"), "text_encoder": ("q_proj", "out_proj")}
 BUCKETS = (Bucket(48, 80), Bucket(64, 64), Bucket(80, 48))
+
+
+def items_in(folder: Path) -> list[Item]:
+    """Return the images of a folder in three buckets."""
+    source = Source("images", tuple(scan_folder(folder, key="data.image_dir")))
+    return make_items([source], partial(fit_nearest, buckets=BUCKETS))
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +61,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def items(images: Path) -> list[Item]:
     """The images in three buckets."""
-    return make_items(scan_folder(images, key="data.image_dir"), BUCKETS)
+    return items_in(images)
 
 
 @pytest.fixture
@@ -79,8 +90,6 @@ def make_module(base: Path) -> Callable[..., LoRATrainingModule]:
             "lr_multiplier": lambda step: 1.0,
             "learning_rates": dict.fromkeys(parts, rate),
             "seed": 5,
-            "validation_seed": 11,
-            "validation_strata": 3,
         }
         return LoRATrainingModule(family, Objective(schedule), **(settings | options)).train()
 
@@ -98,16 +107,27 @@ def make_data(base: Path) -> Callable[..., ImageTextDataModule]:
         batch_size: int = 2,
         accumulation: int = 1,
         num_workers: int = 0,
+        flip_probability: float = 0.0,
         **options: Any,
     ) -> ImageTextDataModule:
+        captions = CaptionPipeline(shuffle_tags=True, caption_dropout=0.2)
+        augmentation = Augmentation(flip_probability=flip_probability)
+        items, held_out = (
+            [
+                replace(item, source=replace(
+                    item.source, captions=captions, augmentation=augmentation
+                ))
+                for item in group
+            ]
+            for group in (items, held_out or [])
+        )  # fmt: skip
         settings: dict[str, Any] = {
-            "captions": CaptionPipeline(shuffle_tags=True, caption_dropout=0.2),
             "cache": None,
             "load_codec": load_family("sd1", base).load_codec,
             "loading": LoaderOptions(batch_size, accumulation, num_workers),
             "seed": 5,
         }
-        return ImageTextDataModule(items, held_out or [], **(settings | options))
+        return ImageTextDataModule(items, held_out, **(settings | options))
 
     return build
 
@@ -126,8 +146,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
-            "check_val_every_n_epoch": None,
-            "val_check_interval": 10_000,
+            "limit_val_batches": 0,
             "default_root_dir": str(tmp_path),
         }
         return L.Trainer(**(settings | options))

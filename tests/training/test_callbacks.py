@@ -240,18 +240,6 @@ def test_export_counts_epochs_from_one(fit: Make) -> None:
     assert written == [("-epoch0001", 7), ("-epoch0002", 14)]
 
 
-def test_validation_is_logged_at_the_step_it_followed(
-    make_module: Make, make_data: Make, make_trainer: Make, items: list[Item], tmp_path: Path
-) -> None:
-    logger = Memory()
-    trainer = make_trainer(
-        max_steps=4, accumulate_grad_batches=2, val_check_interval=4, logger=logger
-    )
-    trainer.fit(make_module(), make_data(items[4:], items[:4], accumulation=2))
-    steps = [step for step, figures in logger.entries if "val/loss" in figures]
-    assert steps == [2, 4]
-
-
 def test_csv_logger_takes_all_figures(fit: Make, tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="", version="csv")
     fit(Statistics(), steps=4, logger=logger, log_every_n_steps=2)

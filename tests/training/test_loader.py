@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from loralab.data.dataset import Item, make_items
-from loralab.data.index import scan_folder
+from loralab.data.dataset import Item
 from loralab.data.sampler import BucketBatchSampler
 from loralab.errors import DataError
 from loralab.training.loader import ResumableLoader
-from tests.training.conftest import BUCKETS
+from tests.training.conftest import BUCKETS, items_in
 
 Make = Callable[..., Any]
 
@@ -67,7 +66,7 @@ def test_image_that_changes_during_the_run_stops_it_with_one_sentence(
 ) -> None:
     folder = tmp_path / "images"
     shutil.copytree(images, folder)
-    items = make_items(scan_folder(folder, key="data.image_dir"), BUCKETS)
+    items = items_in(folder)
     shutil.copy(folder / "image_000.png", folder / "image_005.png")
 
     with pytest.raises(DataError) as caught:

@@ -120,7 +120,7 @@ def test_step_does_not_depend_on_how_its_window_is_split(
     square = [item for item in items if item.bucket.height == 64]
     square = (square * 2)[:4]
     chosen = [
-        Item(replace(item.record, weight=float(weight)), number, item.bucket, item.plan)
+        replace(item, record=replace(item.record, weight=float(weight)), repeat=number)
         for number, (item, weight) in enumerate(zip(square, weights, strict=True))
     ]
     results = []

@@ -1,4 +1,4 @@
-"""Adapter files: write, read back, prove that the file is the trained adapter.
+"""Adapter files of a live model: write, read back, prove that the file is the trained adapter.
 
 The mapping to names is in ``layouts.py``, the bytes are in ``container.py``.
 """
@@ -6,28 +6,46 @@ The mapping to names is in ``layouts.py``, the bytes are in ``container.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from loralab.adapters import container
-from loralab.adapters.kohya import SD1_PREFIXES, kohya_names
-from loralab.adapters.layers import LoraWeights, lora_weights
-from loralab.adapters.layouts import PartWeights, pack_diffusers, pack_kohya, unpack
+from loralab.adapters.container import LazyTensor
+from loralab.adapters.fit import fit
+from loralab.adapters.layers import adapter_layers, base_weight, layer_weights, live_delta
+from loralab.adapters.layouts import (
+    DIFFUSERS_METADATA_KEY,
+    LAYOUTS,
+    Adapter,
+    live_name,
+    pack_diffusers,
+    pack_kohya,
+)
+from loralab.adapters.names import SD1_PREFIXES, ModuleName
+from loralab.adapters.reader import read_modules
 from loralab.adapters.state import product_square
-from loralab.errors import AdapterError, Problem
-
-LAYOUTS = ("kohya", "diffusers")
+from loralab.adapters.weights import ModuleWeights
+from loralab.errors import AdapterError, Collector, Problem
 
 # Largest relative difference of a module's update that the file's dtype explains: rounding of
-# both factors and of alpha, with room for small values in float16.
+# all factors and of alpha, with room for small values in float16.
 TOLERANCES: Mapping[torch.dtype, float] = {
     torch.float32: 1e-6,
     torch.float16: 1e-2,
     torch.bfloat16: 2e-2,
 }
+
+
+def live_adapter(parts: Mapping[str, nn.Module]) -> dict[ModuleName, ModuleWeights]:
+    """Return what a file would hold of the adapters of all parts."""
+    return {
+        live_name(part, path): layer_weights(layer)
+        for part, module in parts.items()
+        for path, layer in adapter_layers(module).items()
+    }
 
 
 def write_adapter(
@@ -39,9 +57,10 @@ def write_adapter(
     metadata: Mapping[str, str],
     prefixes: Mapping[str, str] = SD1_PREFIXES,
 ) -> None:
-    """Write the adapters of all parts to one safetensors file, or leave the old file as it was.
+    """Write the adapters of all parts to one file, or leave the old file as it was.
 
     Args:
+        path: Its suffix chooses the container: .safetensors, or .ckpt, .pt or .bin.
         parts: The model's parts by name; parts without an adapter are passed over.
         layout: ``kohya`` or ``diffusers``.
         dtype: float32, float16 or bfloat16, of every tensor including alpha.
@@ -52,78 +71,88 @@ def write_adapter(
         AdapterError: Unknown layout or dtype, values that are not finite in that dtype, or a
             file system that refuses.
     """
+    adapter = live_adapter(parts)
+    assert adapter, "no part has an adapter"
+    write_weights(path, adapter, layout=layout, dtype=dtype, metadata=metadata, prefixes=prefixes)
+
+
+def write_weights(
+    path: Path,
+    adapter: Adapter,
+    *,
+    layout: str,
+    dtype: torch.dtype,
+    metadata: Mapping[str, str],
+    prefixes: Mapping[str, str],
+) -> None:
+    """Write an adapter that is no longer, or never was, on a model; as ``write_adapter``."""
     path = Path(path)
     if layout not in LAYOUTS:
         text = f"export.layouts holds {layout!r}; it must be one of {', '.join(LAYOUTS)}."
         raise AdapterError(Problem("export.layouts", text))
     if dtype not in TOLERANCES:
-        allowed = ", ".join(map(_dtype_name, TOLERANCES))
-        text = f"export.precision is {_dtype_name(dtype)}; it must be one of {allowed}."
+        allowed = ", ".join(map(dtype_name, TOLERANCES))
+        text = f"export.precision is {dtype_name(dtype)}; it must be one of {allowed}."
         raise AdapterError(Problem("export.precision", text))
-    weights = _live_weights(parts)
-    added: dict[str, str] = {}
     if layout == "kohya":
-        names = {part: kohya_names(parts[part], prefixes[part]) for part in weights}
-        tensors = pack_kohya(weights, names)
+        tensors = pack_kohya(adapter, prefixes)
+        metadata = {k: v for k, v in metadata.items() if k != DIFFUSERS_METADATA_KEY}
     else:
-        tensors, added = pack_diffusers(weights)
-    data = container.serialize(
-        _cast(tensors, dtype), {**metadata, **added}, with_hashes=layout == "kohya"
-    )
-    container.write_atomically(path, data)
-
-
-def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of an adapter file, as they are in it.
-
-    Raises:
-        AdapterError: The file is missing, truncated or no safetensors file.
-    """
-    return container.read(Path(path))
+        tensors, added = pack_diffusers(adapter)
+        metadata = {**metadata, **added}
+    lazy = {key: LazyTensor.of(tensor) for key, tensor in _cast(tensors, dtype).items()}
+    container.write(path, lazy, metadata, with_hashes=layout == "kohya")
 
 
 def parse_adapter(
-    path: Path, parts: Mapping[str, nn.Module], *, prefixes: Mapping[str, str] = SD1_PREFIXES
-) -> dict[str, PartWeights]:
-    """Return a file's factors by part and module, whichever of the two layouts it has.
+    path: Path, parts: Mapping[str, nn.Module]
+) -> dict[str, dict[str, ModuleWeights]]:
+    """Return a file's weights by part and live path, whichever layout it has.
 
     Raises:
         AdapterError: The file cannot be read, or does not fit the parts; every key is named.
     """
-    tensors, metadata = read_adapter(path)
-    return unpack(tensors, metadata, parts, prefixes=prefixes, source=str(path))
+    adapter, problems = read_modules(path)
+    fitted = Collector(problems)(fit, adapter, parts, source=str(path))
+    if problems or fitted is None:
+        raise AdapterError(*problems)
+    return fitted
 
 
-def verify_file(
-    path: Path, parts: Mapping[str, nn.Module], *, prefixes: Mapping[str, str] = SD1_PREFIXES
-) -> float:
+def verify_file(path: Path, parts: Mapping[str, nn.Module]) -> float:
     """Return the largest relative difference of a module's update between file and live adapter.
 
-    The difference is ||file - live|| / ||live|| of the updates alpha / rank * up @ down
-    (Frobenius, in float64).
+    The difference is ||file - live|| / ||live|| of the updates (Frobenius). The live update is
+    what the library computes with, the file's is what our reading of its tensors means.
 
     Raises:
         AdapterError: Modules are missing from the file or unknown to the model, or differ by more
             than the file's dtype explains; all of them are named.
     """
-    live = _live_weights(parts)
-    stored = parse_adapter(path, parts, prefixes=prefixes)
+    stored = parse_adapter(path, parts)
     problems = []
     largest = 0.0
-    for part in parts:
-        expected, found = live.get(part, {}), stored[part]
-        for name in sorted(expected.keys() ^ found.keys()):
-            where = "the file" if name in expected else "the live adapter"
+    for part, module in parts.items():
+        layers, found = adapter_layers(module), stored[part]
+        for name in sorted(layers.keys() ^ found.keys()):
+            where = "the file" if name in layers else "the live adapter"
             problems.append(f"{part}.{name} is missing from {where}")
-        for name in sorted(expected.keys() & found.keys()):
-            difference = _relative_difference(found[name], expected[name])
+        for name in sorted(layers.keys() & found.keys()):
+            live = layer_weights(layers[name])
+            if live.is_plain and found[name].is_plain:
+                difference = _factor_difference(found[name], live)
+            else:
+                weight = base_weight(layers[name])
+                expected = live_delta(layers[name])
+                delta = found[name].delta(weight.float()).to(expected.device)
+                difference = _ratio(delta - expected, expected, weight)
             largest = max(largest, difference)
-            dtype = found[name].down.dtype
+            dtype = next(iter(found[name].tensors.values())).dtype
             allowed = TOLERANCES.get(dtype, 0.0)
             if not difference <= allowed:
                 problems.append(
                     f"{part}.{name} differs by {difference:.1e} of its size, "
-                    f"where {_dtype_name(dtype)} allows {allowed:.0e}"
+                    f"where {dtype_name(dtype)} allows {allowed:.0e}"
                 )
     if problems:
         advice = "write it again, in float32 if the values are very small"
@@ -139,11 +168,15 @@ def verify_file(
 def loading_limits(parts: Mapping[str, nn.Module], *, layout: str) -> list[str]:
     """Return what diffusers 0.42 will not load of a right file, one sentence each.
 
-    Its reader guesses the dialect of a CLIP text encoder's keys from the modules that are present.
-    Other programs are not concerned, and neither is ``verify_file``.
+    Its reader guesses the dialect of a CLIP text encoder's keys from the modules that are present,
+    and it reads DoRA and the kinds of LyCORIS not at all from kohya files. Other programs are not
+    concerned, and neither is ``verify_file``.
     """
-    limits = []
-    for part, layers in _live_weights(parts).items():
+    limits = list(_kind_limits(parts, layout))
+    for part, module in parts.items():
+        if not part.startswith("text_encoder"):
+            continue
+        layers = adapter_layers(module)
         attention = [name for name in layers if ".self_attn." in name]
         other = [name for name in layers if ".mlp." in name]
         has_output = any(name.endswith(".out_proj") for name in attention)
@@ -160,11 +193,12 @@ def loading_limits(parts: Mapping[str, nn.Module], *, layout: str) -> list[str]:
     return limits
 
 
-def _live_weights(parts: Mapping[str, nn.Module]) -> dict[str, PartWeights]:
-    weights = {part: lora_weights(module) for part, module in parts.items()}
-    weights = {part: layers for part, layers in weights.items() if layers}
-    assert weights, "no part has an adapter"
-    return weights
+def _kind_limits(parts: Mapping[str, nn.Module], layout: str) -> Iterator[str]:
+    adapter = live_adapter(parts)
+    if any(weights.algorithm != "lora" or len(weights.tensors) > 3 for weights in adapter.values()):
+        yield "diffusers reads LoRA and DoRA only; load this kind with LyCORIS or PEFT."
+    elif layout == "kohya" and not all(weights.is_plain for weights in adapter.values()):
+        yield "diffusers drops what is beyond plain LoRA in kohya files; use the diffusers layout."
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -174,7 +208,7 @@ def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
         for key, tensor in tensors.items()
     }
     problems = [
-        Problem(key, f"{key} is not finite in {_dtype_name(dtype)}; nothing was written.")
+        Problem(key, f"{key} is not finite in {dtype_name(dtype)}; nothing was written.")
         for key, tensor in cast.items()
         if not bool(tensor.isfinite().all())
     ]
@@ -183,8 +217,8 @@ def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
     return cast
 
 
-def _relative_difference(stored: LoraWeights, live: LoraWeights) -> float:
-    """Return ||stored - live|| / ||live||; infinite if only the live update is zero.
+def _factor_difference(stored: ModuleWeights, live: ModuleWeights) -> float:
+    """Return ||stored - live|| / ||live|| of two plain LoRAs.
 
     B'A' - BA = (B' - B) A' + B (A' - A) is one product of the pieces side by side, so that equal
     factors give exactly zero and nothing cancels.
@@ -202,5 +236,13 @@ def _relative_difference(stored: LoraWeights, live: LoraWeights) -> float:
     return difference / size if size else (math.inf if difference else 0.0)
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
+def _ratio(difference: Tensor, expected: Tensor, weight: Tensor) -> float:
+    """Return ||difference|| / ||expected||, less the rounding of sums with the base's weight."""
+    rounding = 1e-6 * float(weight.double().norm())
+    size, error = float(expected.double().norm()), float(difference.double().norm()) - rounding
+    return 0.0 if error <= 0 else error / size if size else math.inf
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name without the library's."""
     return str(dtype).removeprefix("torch.")

@@ -5,22 +5,18 @@ Targets are matched in ``targets.py``; which kinds exist is in ``kinds.py``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from peft import PeftConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from loralab.adapters.dropout import add_dropouts
 from loralab.adapters.kinds import kind_of
-from loralab.adapters.layers import (
-    ADAPTER_NAME,
-    adaptable_modules,
-    adapter_layers,
-    adapter_parameters,
-)
+from loralab.adapters.layers import adaptable_modules, adapter_layers, adapter_parameters
+from loralab.adapters.plan import LayerPlan, plan_layers
 from loralab.adapters.spec import AdapterSpec
 from loralab.adapters.targets import match_targets
 
@@ -54,15 +50,21 @@ def count_parameters(module: nn.Module, spec: AdapterSpec, *, part: str = "") ->
     """Return the number of parameters that ``inject`` would add; the module may be on meta.
 
     Raises:
-        AdapterError: The kind is unknown or a target matches nothing.
+        AdapterError: The kind is unknown, a target matches nothing, or a layer cannot be cut.
     """
+    return sum(layer_sizes(module, spec, plan_layers(module, spec, part=part)).values())
+
+
+def layer_sizes(
+    module: nn.Module, spec: AdapterSpec, plans: Mapping[str, LayerPlan]
+) -> dict[str, int]:
+    """Return the number of parameters of every planned layer's adapter."""
     kind = kind_of(spec)
-    chosen = _chosen(match_targets(module, spec.targets, part=part))
-    return sum(
-        kind.num_parameters(layer, spec)
+    return {
+        name: kind.num_parameters(layer, spec, plans[name].rank)
         for name, layer in adaptable_modules(module)
-        if name in chosen
-    )
+        if name in plans
+    }
 
 
 def inject(module: nn.Module, spec: AdapterSpec, *, part: str) -> InjectionReport:
@@ -72,25 +74,27 @@ def inject(module: nn.Module, spec: AdapterSpec, *, part: str) -> InjectionRepor
     device of the base; the caller seeds it.
 
     Raises:
-        AdapterError: The kind is unknown or a target matches nothing.
+        AdapterError: The kind is unknown, a target matches nothing, or a layer cannot be cut.
     """
     assert not adapter_layers(module), f"{part} has an adapter already"
-    num_parameters = count_parameters(module, spec, part=part)
-    hits = match_targets(module, spec.targets, part=part)
-    names = _chosen(hits)
     kind = kind_of(spec)
+    plans = plan_layers(module, spec, part=part)
+    num_parameters = sum(layer_sizes(module, spec, plans).values())
+    hits = match_targets(module, spec.targets, part=part)
 
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # PEFT draws too; only our draw may count
-        _add_adapter(module, kind.make_config(spec, _exactly(names)))
+        kind.attach(module, spec, plans)
     layers = adapter_layers(module)
-    assert set(layers) == names, "PEFT adapted other modules than were matched"
+    assert layers.keys() == plans.keys(), "other modules were adapted than were planned"
     for layer in layers.values():
         assert isinstance(layer, nn.Module)
         layer.train(layer.get_base_layer().training)  # PEFT's own submodules start in train mode
         for _, parameter in adapter_parameters(layer):
             parameter.data = parameter.data.to(torch.float32)
         kind.initialize(layer)
+        if isinstance(layer, LoraLayer):
+            add_dropouts(layer, spec)
 
     added = sum(p.numel() for layer in layers.values() for _, p in adapter_parameters(layer))
     assert added == num_parameters, f"counted {num_parameters} parameters, injected {added}"
@@ -118,21 +122,3 @@ def adapter_disabled(modules: Iterable[nn.Module]) -> Iterator[None]:
             layer.enable_adapters(True)
         for parameter, required in flags:
             parameter.requires_grad_(required)
-
-
-def _chosen(hits: Mapping[str, list[str]]) -> set[str]:
-    return {name for found in hits.values() for name in found}
-
-
-def _exactly(names: set[str]) -> str:
-    """Return a pattern for these complete names: PEFT compares a list with the names' ends."""
-    return "|".join(re.escape(name) for name in sorted(names))
-
-
-def _add_adapter(module: nn.Module, config: PeftConfig) -> None:
-    # The libraries' models keep count of their adapters, so that pipelines can see ours.
-    add = getattr(module, "add_adapter", None)
-    if add is None:
-        inject_adapter_in_model(config, module, ADAPTER_NAME)
-    else:
-        add(config, adapter_name=ADAPTER_NAME)

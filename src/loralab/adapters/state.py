@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from loralab.adapters.layers import adapter_layers, adapter_parameters, lora_weights
+from loralab.adapters.layers import (
+    adapter_layers,
+    adapter_parameters,
+    layer_weights,
+    live_delta,
+)
 from loralab.errors import AdapterError, Problem
 
 
@@ -63,12 +69,21 @@ def state_problems(module: nn.Module, state: Mapping[str, Tensor]) -> list[Probl
 
 
 def adapter_norm(module: nn.Module) -> Tensor:
-    """Return the Frobenius norm of the update over all adapted modules, () float32.
-
-    The update is never formed: ||BA||^2 = tr((B'B)(AA')), two matrices of rank x rank.
-    """
-    squares = [product_square(*w.factors(torch.float32)) for w in lora_weights(module).values()]
+    """Return the Frobenius norm of the update over all adapted modules, () float32."""
+    squares = [update_norm(layer).square() for layer in adapter_layers(module).values()]
     return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+
+
+def update_norm(layer: BaseTunerLayer) -> Tensor:
+    """Return the Frobenius norm of one layer's update, () float32.
+
+    A plain LoRA's update is not formed: ||BA||^2 = tr((B'B)(AA')), two matrices of rank x rank.
+    """
+    weights = layer_weights(layer)
+    if weights.is_plain:
+        return product_square(*weights.factors(torch.float32)).sqrt()
+    norm: Tensor = live_delta(layer).norm()
+    return norm
 
 
 def product_square(up: Tensor, down: Tensor) -> Tensor:

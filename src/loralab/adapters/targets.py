@@ -16,7 +16,7 @@ NUM_SUGGESTIONS = 3
 
 
 def match_targets(
-    module: nn.Module, targets: Sequence[str], *, part: str = ""
+    module: nn.Module, targets: Sequence[str], *, part: str = "", key: str | None = None
 ) -> dict[str, list[str]]:
     """Return each target's module names, in module order.
 
@@ -26,11 +26,12 @@ def match_targets(
 
     Args:
         part: Name of the part, for the messages.
+        key: The config key, when it is not the part's ``targets``.
 
     Raises:
         AdapterError: Targets are no regular expression or match nothing; all of them are named.
     """
-    key = f"adapter.{part}.targets" if part else "adapter.targets"
+    key = key or (f"adapter.{part}.targets" if part else "adapter.targets")
     names = [name for name, _ in adaptable_modules(module)]
     hits: dict[str, list[str]] = {}
     problems = []

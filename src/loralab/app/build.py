@@ -5,41 +5,39 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from loralab.adapters.inject import inject
+from loralab.app.adapters import inject_adapters
 from loralab.app.export import AdapterWriter
 from loralab.app.folders import RunFolder
+from loralab.app.models import DTYPES, fixed_sizes, model_place, training_device
+from loralab.app.objective import build_objective, sampling_config
 from loralab.app.preflight import Survey
 from loralab.app.processes import is_main_process
 from loralab.app.recipes import recipe_arguments, recipe_target
-from loralab.config.choices import LoggerKind, WeightDtype
+from loralab.app.schedule import lr_multiplier, no_losses
+from loralab.config.choices import LoggerKind, OnBadImage, Reduction, WeightNorm
 from loralab.config.records import RunConfig
-from loralab.data.captions import CaptionPipeline
+from loralab.data.account import Account
 from loralab.data.dataset import read_pixels
-from loralab.data.latent_cache import LatentCache
-from loralab.diffusion.objective import Objective
-from loralab.diffusion.schedule import NoiseSchedule
-from loralab.models.components import vae_digest
+from loralab.errors import DataError
 from loralab.models.family import ModelFamily
 from loralab.models.registry import load_family
+from loralab.training.callbacks.accounting import Accounting
+from loralab.training.callbacks.adapter_care import Freezing, WeightNormLimit
+from loralab.training.callbacks.best import BestCheckpoint
 from loralab.training.callbacks.checkpoint import step_of
+from loralab.training.callbacks.early_stopping import EarlyStopping, OverfitAlarm
 from loralab.training.callbacks.export import Export
 from loralab.training.callbacks.preview import Preview, PreviewOptions
+from loralab.training.callbacks.validation import Validation
 from loralab.training.datamodule import ImageTextDataModule, LoaderOptions
-from loralab.training.lr_schedules import make_lr_multiplier
 from loralab.training.module import LoRATrainingModule
-
-DTYPES = {
-    WeightDtype.fp32: torch.float32,
-    WeightDtype.bf16: torch.bfloat16,
-    WeightDtype.fp16: torch.float16,
-}
+from loralab.training.param_groups import RateRules
 
 
 @dataclass(frozen=True)
@@ -50,111 +48,131 @@ class Job:
     datamodule: ImageTextDataModule
     trainer: L.Trainer
     writer: AdapterWriter
+    validation: Validation | None
+    account: Account
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has reached its end, its last step or an early one."""
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        early = any(item.stops for item in callbacks if isinstance(item, EarlyStopping))
+        return early or self.trainer.global_step >= self.trainer.max_steps
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The latest figures of validation, and what callbacks have reported beside them."""
+        reported = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
+        return reported | (self.validation.figures(self.module) if self.validation else {})
 
 
 def build(config: RunConfig, survey: Survey, folder: RunFolder) -> Job:
     """Load the weights, inject the adapters and put everything together."""
     family = build_family(config, survey)
-    module = build_module(config, survey, family)
+    validation = build_validation(config, survey)
+    module = build_module(config, survey, family, validation)
     datamodule = build_datamodule(config, survey, family)
-    writer = AdapterWriter(config, survey, module, folder.path)
-    return Job(module, datamodule, build_trainer(config, survey, folder, writer), writer)
+    account = Account(
+        survey.items, num_held_out=len(survey.validation_items), skipped=survey.skipped
+    )
+    writer = AdapterWriter(config, survey, module, folder.path, account)
+    trainer = build_trainer(config, survey, folder, writer, validation)
+    return Job(module, datamodule, trainer, writer, validation, account)
 
 
 def build_family(config: RunConfig, survey: Survey) -> ModelFamily:
     """Load the base and inject the adapters, seeded by the run's seed."""
     family = load_family(
         config.model.family.name,
-        config.model.path,
+        model_place(config),
         weight_dtype=DTYPES[config.model.weight_dtype],
+        vae_dtype=DTYPES[config.model.vae_dtype],
+        device=training_device(config),
         clip_skip=config.model.clip_skip,
+        text_rows=survey.text_rows,
+        prompt_weights=config.model.prompt_weights,
+        attention=config.model.attention.name,
+        fixed_sizes=fixed_sizes(config),
         gradient_checkpointing=config.model.gradient_checkpointing,
     )
-    for number, (name, part) in enumerate(survey.parts.items()):
-        torch.manual_seed((config.seed * 1000 + number) % 2**63)
-        inject(family.parts[name], part.spec, part=name)
+    for encoder in family.conditioner.encoders:
+        encoder.memory.limit_bytes = config.model.text_cache_mib * 2**20
+    inject_adapters(config, survey.parts, family)
     return family
 
 
-def build_module(config: RunConfig, survey: Survey, family: ModelFamily) -> LoRATrainingModule:
+def build_validation(config: RunConfig, survey: Survey) -> Validation | None:
+    """Return what measures the held-out images, or None when there are none."""
+    if not survey.validation_items:
+        return None
+    return Validation(
+        seed=config.validation.seed,
+        strata=config.validation.strata,
+        every_n_steps=config.validation.every_n_steps,
+    )
+
+
+def build_module(
+    config: RunConfig, survey: Survey, family: ModelFamily, validation: Validation | None = None
+) -> LoRATrainingModule:
     """Return the LightningModule around the base, with its objective."""
-    prediction_type = config.model.prediction_type
-    schedule = NoiseSchedule.from_config(
-        family.schedule_config, prediction_type=prediction_type.name if prediction_type else None
-    )
-    family.schedule_config = {
-        **family.schedule_config,
-        "prediction_type": schedule.prediction_type,
-    }
-    objective = Objective(
-        schedule,
-        weighting=config.objective.weighting.name,
-        min_snr_gamma=config.objective.min_snr_gamma,
-        min_timestep=config.objective.min_timestep,
-        max_timestep=config.objective.max_timestep,
-    )
+    objective = build_objective(config, family.schedule_config)
+    family.schedule_config = sampling_config(objective.schedule, family.schedule_config)
     module = LoRATrainingModule(
         family,
         objective,
         adapted=list(survey.parts),
         make_optimizer=_optimizer_maker(config.optimizer),
-        lr_multiplier=make_lr_multiplier(
-            config.scheduler.kind.name,
-            total_steps=survey.total_steps,
-            warmup_steps=survey.warmup_steps,
+        lr_multiplier=lr_multiplier(
+            config, survey, losses_before=validation.losses_before if validation else no_losses
         ),
         learning_rates={name: part.learning_rate for name, part in survey.parts.items()},
+        rate_rules={
+            name: RateRules(part.lora_plus_ratio, part.lr_scales)
+            for name, part in survey.parts.items()
+        },
         seed=config.seed,
-        validation_seed=config.validation.seed,
-        validation_strata=config.validation.strata,
+        posterior=config.data.latent_cache.posterior.name,
     )
     return module.train()  # dropout and gradient checkpointing work in train mode only
 
 
 def build_datamodule(config: RunConfig, survey: Survey, family: ModelFamily) -> ImageTextDataModule:
     """Return the data module over the surveyed images."""
-    options, cache = config.data.captions, None
-    if config.data.latent_cache.enabled:
-        cache = LatentCache(
-            Path(config.data.latent_cache.directory), vae_digest=vae_digest(config.model.path)
-        )
     return ImageTextDataModule(
         survey.items,
         survey.validation_items,
-        captions=CaptionPipeline(
-            prefix=options.prefix,
-            separator=options.separator,
-            shuffle_tags=options.shuffle_tags,
-            keep_tags=options.keep_tags,
-            tag_dropout=options.tag_dropout,
-            caption_dropout=options.caption_dropout,
-        ),
-        cache=cache,
+        survey.probe_items,
+        cache=survey.cache,
         load_codec=family.load_codec,
         loading=LoaderOptions(
             batch_size=config.data.batch_size,
             accumulation=config.trainer.get("accumulate_grad_batches", 1),
             num_workers=config.data.num_workers,
+            persistent_workers=config.data.persistent_workers,
+            prefetch_factor=config.data.prefetch_factor,
+            shuffle=config.data.shuffle_data,
+            skips_bad=config.data.on_bad_image is OnBadImage.skip,
+            by_count=config.objective.reduction is Reduction.by_count,
         ),
-        flip_probability=config.data.flip_probability,
+        num_variants=config.data.latent_cache.variants,
         seed=config.seed,
+        rotation=survey.rotation,
     )
 
 
 def build_trainer(
-    config: RunConfig, survey: Survey, folder: RunFolder, writer: AdapterWriter
+    config: RunConfig,
+    survey: Survey,
+    folder: RunFolder,
+    writer: AdapterWriter,
+    validation: Validation | None = None,
 ) -> L.Trainer:
-    """Return the Trainer; steps of ours become micro-batches where Lightning counts those."""
+    """Return the Trainer; Lightning's own validation stays off."""
     arguments = recipe_arguments(config.trainer)
-    accumulation = arguments.get("accumulate_grad_batches", 1)
-    never = survey.total_steps * accumulation + 1
-    validate_every = config.validation.every_n_steps
     arguments |= {
         "max_steps": survey.total_steps,
         "max_epochs": -1,
-        "val_check_interval": validate_every * accumulation if validate_every else never,
-        "check_val_every_n_epoch": None,
-        "limit_val_batches": 1.0 if survey.validation_items else 0,
+        "limit_val_batches": 0,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
         "enable_progress_bar": False,
@@ -163,10 +181,12 @@ def build_trainer(
         "default_root_dir": str(folder.path),
         "logger": build_logger(config, folder),
         "callbacks": [
-            *(
-                recipe_target(f"callbacks.{name}", recipe)(**recipe_arguments(recipe))
-                for name, recipe in _statistics_first(config.callbacks)
-            ),
+            Accounting(writer.account),
+            *build_adapter_care(config, survey),  # before anything is measured or saved
+            *_chosen_callbacks(config, "statistics"),
+            *_chosen_callbacks(config, None),
+            *build_watchers(config, validation),
+            *_chosen_callbacks(config, "checkpoint"),
             *build_outputs(config, survey, writer),
         ],
     }
@@ -206,6 +226,37 @@ def _csv_logger(folder: RunFolder, **place: Any) -> CSVLogger:
     return logger
 
 
+def build_watchers(config: RunConfig, validation: Validation | None) -> list[L.Callback]:
+    """Return validation and what it may cause, in the order of their doing."""
+    if validation is None:
+        return []
+    options = config.validation
+    watchers: list[L.Callback] = [validation]
+    if options.keep_best:
+        watchers.append(BestCheckpoint(validation))
+    if options.train_probe:
+        watchers.append(OverfitAlarm(validation))
+    if options.patience is not None:
+        watchers.append(
+            EarlyStopping(
+                validation, patience=options.patience, min_improvement=options.min_improvement
+            )
+        )
+    return watchers
+
+
+def build_adapter_care(config: RunConfig, survey: Survey) -> list[L.Callback]:
+    """Return what limits and freezes adapters while they are trained."""
+    care: list[L.Callback] = []
+    if config.adapter.weight_norm.type is not WeightNorm.none:
+        limit = config.adapter.weight_norm
+        care.append(WeightNormLimit(limit.type.name, limit.max))
+    steps = {name: p.freeze_after_steps for name, p in survey.parts.items() if p.freeze_after_steps}
+    if steps:
+        care.append(Freezing(steps))
+    return care
+
+
 def build_outputs(config: RunConfig, survey: Survey, writer: AdapterWriter) -> list[L.Callback]:
     """Return the callbacks that make pictures and files."""
     outputs: list[L.Callback] = []
@@ -222,9 +273,7 @@ def build_outputs(config: RunConfig, survey: Survey, writer: AdapterWriter) -> l
             every_n_steps=config.preview.every_n_steps,
             size=(side, side),
         )
-        chosen = survey.items[: len(options.prompts)]
-        examples = [read_pixels(item, flipped=False) / 2 + 0.5 for item in chosen]
-        outputs.append(Preview(options, examples=examples))
+        outputs.append(Preview(options, examples=_examples(config, survey)))
     if config.export.every_n_steps or config.export.every_n_epochs:
         outputs.append(
             Export(
@@ -236,11 +285,31 @@ def build_outputs(config: RunConfig, survey: Survey, writer: AdapterWriter) -> l
     return outputs
 
 
-def _statistics_first(recipes: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Order callbacks so that a figure is taken before it is shown or saved."""
-    present = [(name, recipe) for name, recipe in recipes.items() if recipe is not None]
-    order = {"statistics": 0, "checkpoint": 2}
-    return sorted(present, key=lambda entry: order.get(entry[0], 1))
+def _examples(config: RunConfig, survey: Survey) -> list[torch.Tensor]:
+    """Return one training image for each prompt, (3, H, W) in [0, 1]."""
+    examples: list[torch.Tensor] = []
+    for item in (item for item in survey.items if not item.source.is_prior):
+        if len(examples) == len(config.preview.prompts):
+            break
+        try:
+            examples.append(read_pixels(item) / 2 + 0.5)
+        except DataError:
+            if config.data.on_bad_image is OnBadImage.stop:
+                raise
+    return examples
+
+
+def _chosen_callbacks(config: RunConfig, which: str | None) -> list[L.Callback]:
+    """Return the callback of one name, or all but those whose place matters.
+
+    A figure is taken before it is shown, and a checkpoint is saved when all else is done.
+    """
+    placed = ("statistics", "checkpoint")
+    return [
+        recipe_target(f"callbacks.{name}", recipe)(**recipe_arguments(recipe))
+        for name, recipe in config.callbacks.items()
+        if recipe is not None and (name == which if which else name not in placed)
+    ]
 
 
 def _optimizer_maker(recipe: dict[str, Any]) -> Callable[[list[dict[str, Any]]], Any]:

@@ -20,7 +20,13 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
-from loralab.config.parse import describe_type, nearest, parse_config
+from loralab.config.parse import (
+    convert_list,
+    describe_type,
+    nearest,
+    parse_config,
+    record_of_list,
+)
 from loralab.config.records import RunConfig
 from loralab.config.store import conf_dir
 from loralab.errors import Collector, Problem
@@ -143,7 +149,7 @@ def _reword(error: BaseException, override: str) -> Problem:
         return Problem(mark.name, f"{where}, is not YAML: {error.problem}; mend the file.")
     is_bare = isinstance(error, OmegaConfBaseException)
     cause = error if is_bare else error.__cause__ or error.__context__
-    problem = _of_a_key(cause, override)
+    problem = _of_a_list(override) or _of_a_key(cause, override)
     file = re.match(r"In '([^']+)': ", str(error))
     if problem is None:
         first, *rest = str(error).splitlines() or [type(error).__name__]
@@ -164,6 +170,21 @@ def _of_a_key(cause: BaseException | None, override: str) -> Problem | None:
         value = getattr(cause, "value", None)
         return _wrong_value(key, override.partition("=")[2] if value is None else value)
     return _unknown_key(key) if isinstance(cause, OmegaConfBaseException) else None
+
+
+def _of_a_list(override: str) -> Problem | None:
+    """Return the first problem of a list of records; the library names the option, not the list."""
+    key = override.partition("=")[0]
+    record = _find_record(key.rpartition(".")[0])
+    hint = get_type_hints(record).get(key.rpartition(".")[2]) if record else None
+    kind = record_of_list(hint)
+    if kind is None:
+        return None
+    value = OverridesParser.create().parse_override(override).value()
+    problems: list[Problem] = []
+    if isinstance(value, list):
+        convert_list(kind, value, key, problems)
+    return problems[0] if problems else None
 
 
 def _not_an_override(argument: str) -> Problem:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,14 +15,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from loralab.app.composition import COMPOSING_ERRORS, composition_problems, preset_problems
-from loralab.app.logs import log_file, report_crash
+from loralab.app.exits import CRASH, INTERRUPTED, USER_ERROR, exit_codes, refuse, tell
+from loralab.app.logs import report_crash
 from loralab.config.parse import parse_config
 from loralab.config.store import conf_dir, register
-from loralab.errors import Collector, Problem, UserError
-
-USER_ERROR, CRASH = 2, 1
-MOST_SHOWN = 20  # problems; the rest is counted
-
+from loralab.errors import Collector, UserError
 
 _jobs: list[tuple[str, bool]] = []  # of a multirun in this process: settings, failed
 
@@ -38,14 +34,14 @@ def main() -> None:
     try:
         task()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except UserError as error:
         _end_sweep(USER_ERROR)
-        _refuse(error.problems)
+        refuse(error.problems)
     except Exception as error:
         _end_sweep(CRASH)
         if isinstance(error, COMPOSING_ERRORS):  # a job's own errors do not come this far
-            _refuse(composition_problems(error, sys.argv[1:]))
+            refuse(composition_problems(error, sys.argv[1:]))
         report_crash(error)
         sys.exit(CRASH)
 
@@ -56,16 +52,11 @@ def _task(raw: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     if problems := preset_problems(hydra_config.runtime.choices):
         Collector(problems)(parse_config, raw)
-        _refuse(tuple(problems))
+        refuse(tuple(problems))
     if hydra_config.mode == RunMode.MULTIRUN:
         return _job(raw, Path(hydra_config.runtime.output_dir))
-    try:
+    with exit_codes():
         return run(raw)
-    except UserError as error:
-        _refuse(error.problems)
-    except Exception as error:
-        report_crash(error)
-        sys.exit(CRASH)
 
 
 def _job(raw: DictConfig, folder: Path) -> float | None:
@@ -79,7 +70,7 @@ def _job(raw: DictConfig, folder: Path) -> float | None:
     except Exception as error:
         _jobs.append((settings, True))
         if isinstance(error, UserError):
-            _tell(error.problems)
+            tell(error.problems)
         else:
             report_crash(error)
         raise
@@ -95,18 +86,3 @@ def _end_sweep(code: int) -> None:
         for settings in failed:
             print(f"  - {settings}")
         sys.exit(code)
-
-
-def _refuse(problems: tuple[Problem, ...]) -> NoReturn:
-    _tell(problems)
-    sys.exit(USER_ERROR)
-
-
-def _tell(problems: tuple[Problem, ...]) -> None:
-    count = len(problems)
-    heading = "Nothing was started" if log_file() is None else "The run stopped"
-    print(f"{heading}: " + ("one problem" if count == 1 else f"{count} problems"))
-    for problem in problems[:MOST_SHOWN]:
-        print(f"  - {problem}")
-    if count > MOST_SHOWN:
-        print(f"  and {count - MOST_SHOWN} more")

@@ -1,17 +1,21 @@
-"""Adapter files of a run: names, metadata, write and verify."""
+"""Adapter files of a run: names, write and verify, card, how many are kept."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from loralab import __version__
 from loralab.adapters.export import verify_file, write_adapter
-from loralab.config.choices import FilePrecision, Layout
-from loralab.config.parse import to_yaml
+from loralab.app.metadata import Facts, file_metadata, session_id
+from loralab.app.model_card import write_card, written_by
+from loralab.config.adapter_rules import WITHOUT_DIFFUSERS_NAMES
+from loralab.config.choices import FilePrecision, Layout, NameCollision
 from loralab.config.records import RunConfig
+from loralab.data.account import Account
+from loralab.errors import AdapterError, Problem
 
 if TYPE_CHECKING:
     from loralab.app.preflight import Survey
@@ -24,20 +28,51 @@ DTYPES = {
 }
 
 
+def adapter_name(config: RunConfig, folder: Path) -> str:
+    """Return the name of a run's adapter, without ending and suffix."""
+    comment = re.sub(r"[^\w.-]+", "-", config.export.comment).strip("-.")
+    name = config.export.name_template.format(
+        name=config.name,
+        run_id=folder.name,
+        comment=comment,
+        kind=config.adapter.kind.name,
+        rank=config.adapter.rank,
+    )
+    return name.strip("-_. ")
+
+
+def adapter_path(config: RunConfig, folder: Path, layout: Layout, *, ending: str = "") -> Path:
+    """Return where a run's adapter lies; an ending such as `-step000100` names an earlier one."""
+    name = adapter_name(config, folder) + ending
+    return _file(config, folder / "adapters" / name, layout)
+
+
+def written_layouts(config: RunConfig) -> list[Layout]:
+    """Return the layouts that can hold the adapter's kind, of those asked for."""
+    lacks_names = config.adapter.kind in WITHOUT_DIFFUSERS_NAMES
+    return [x for x in config.export.layouts if not (lacks_names and x is Layout.diffusers)]
+
+
 class AdapterWriter:
     """Writes the live adapter in every layout asked for, and reads each file back."""
 
     def __init__(
-        self, config: RunConfig, survey: Survey, module: LoRATrainingModule, folder: Path
+        self,
+        config: RunConfig,
+        survey: Survey,
+        module: LoRATrainingModule,
+        folder: Path,
+        account: Account,
     ) -> None:
         """Keep what names and metadata are made of."""
         self.config = config
         self.survey = survey
         self.module = module
         self.folder = folder
+        self.account = account
 
     def write(self, ending: str, step: int) -> list[Path]:
-        """Write and verify the files; return their paths.
+        """Write and verify the files and their card; return the files' paths.
 
         Args:
             ending: End of the file name, such as `-step000100`; empty for the last file.
@@ -46,50 +81,89 @@ class AdapterWriter:
         Raises:
             AdapterError: A file cannot be written or does not hold the live adapter.
         """
-        name = self.config.export.name_template.format(
-            name=self.config.name, run_id=self.folder.name
-        )
-        paths = []
-        for layout in self.config.export.layouts:
-            suffix = "" if layout is Layout.kohya else f".{layout.name}"
-            path = self.folder / "adapters" / f"{name}{ending}{suffix}.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
+        layouts = written_layouts(self.config)
+        if not layouts:
+            return []
+        path = self._free(self.folder / "adapters" / (self._name + ending))
+        facts = Facts(
+            self.config, self.survey, self.account, self.folder,
+            self.module.objective.schedule.prediction_type, path.name, step,
+        )  # fmt: skip
+        files = []
+        for layout in layouts:
+            file = _file(self.config, path, layout)
             write_adapter(
-                path,
+                file,
                 self.module.adapted,
                 layout=layout.name,
                 dtype=DTYPES[self.config.export.precision],
-                metadata=self._metadata(name + ending, step),
+                metadata=file_metadata(facts),
                 prefixes=self.survey.family.export_prefix,
             )
-            verify_file(path, self.module.adapted, prefixes=self.survey.family.export_prefix)
-            paths.append(path)
-        return paths
+            verify_file(file, self.module.adapted)
+            files.append(file)
+        write_card(path, files, facts, self._figures())
+        self._drop_oldest(ending)
+        return files
 
-    def _metadata(self, title: str, step: int) -> dict[str, str]:
-        """Return what other tools read (`ss_*`, `modelspec.*`) and the recipe of the file."""
-        config, adapter = self.config, self.config.adapter
-        prediction = self.module.objective.schedule.prediction_type
-        is_v = prediction == "v_prediction"
-        return {
-            "ss_output_name": title,
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": str(adapter.rank),
-            "ss_network_alpha": str(adapter.alpha),
-            "ss_base_model_version": "sd_v1_v" if is_v else "sd_v1",
-            "ss_v2": "False",
-            "ss_clip_skip": str(config.model.clip_skip if config.model.clip_skip > 1 else None),
-            "ss_seed": str(config.seed),
-            "ss_steps": str(step),
-            "ss_num_train_images": str(len(self.survey.items)),
-            "ss_resolution": str((config.data.resolution, config.data.resolution)),
-            "ss_sd_model_name": Path(config.model.path).name,
-            "modelspec.sai_model_spec": "1.0.1",
-            "modelspec.architecture": "stable-diffusion-v1/lora",
-            "modelspec.implementation": "diffusers",
-            "modelspec.title": title,
-            "modelspec.resolution": f"{config.data.resolution}x{config.data.resolution}",
-            "modelspec.prediction_type": "v" if is_v else "epsilon",
-            "loralab.version": __version__,
-            "loralab.config": to_yaml(config),
-        }
+    def write_checkpoint(self, path: Path, ending: str) -> list[Path]:
+        """Write the files of a checkpoint of this run, and leave the live adapter as it is."""
+        live = {key: tensor.clone() for key, tensor in self.module.state_dict().items()}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            self.module.load_state_dict(content["state_dict"])
+            return self.write(ending, content["global_step"])
+        finally:
+            self.module.load_state_dict(live)
+
+    @property
+    def _name(self) -> str:
+        return adapter_name(self.config, self.folder)
+
+    def _figures(self) -> dict[str, float]:
+        trainer = self.module._trainer  # the property of that name raises outside of training
+        metrics = {} if trainer is None else trainer.callback_metrics
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _free(self, path: Path) -> Path:
+        """Return a name that no file of another run has; a resumed run replaces its own.
+
+        Raises:
+            AdapterError: The name is taken and versions are not wanted.
+        """
+        policy, number = self.config.export.on_name_collision, 2
+        candidate = path
+        while policy is not NameCollision.overwrite and self._is_anothers(candidate):
+            if policy is NameCollision.error:
+                text = (
+                    f"export.on_name_collision is error, and {candidate} is there already; move "
+                    "it, or use version."
+                )
+                raise AdapterError(Problem("export.on_name_collision", text))
+            candidate = path.with_name(f"{path.name}-v{number}")
+            number += 1
+        return candidate
+
+    def _is_anothers(self, path: Path) -> bool:
+        taken = any(_file(self.config, path, layout).exists() for layout in Layout)
+        return taken and written_by(path) != session_id(self.folder)
+
+    def _drop_oldest(self, ending: str) -> None:
+        """Delete the oldest files of steps, or of epochs, beyond the number to keep."""
+        keep = self.config.export.keep_last
+        kind = re.match(r"-(step|epoch)\d+$", ending)
+        if keep is None or kind is None:
+            return
+        pattern = re.compile(rf"{re.escape(self._name)}-{kind[1]}(\d+)(\.|$)")
+        numbered: dict[int, list[Path]] = {}
+        for file in (self.folder / "adapters").iterdir():
+            if match := pattern.match(file.name):
+                numbered.setdefault(int(match[1]), []).append(file)
+        for number in sorted(numbered)[:-keep]:
+            for file in numbered[number]:
+                file.unlink()
+
+
+def _file(config: RunConfig, path: Path, layout: Layout) -> Path:
+    suffix = "" if layout is Layout.kohya else f".{layout.name}"
+    return path.with_name(f"{path.name}{suffix}.{config.export.container.name}")

@@ -13,14 +13,19 @@ import torch
 
 from loralab import __version__
 from loralab.app.build import Job, build
+from loralab.app.captions import tag_counts, training_sources
+from loralab.app.demo_quality import QUALITY_METRICS, measure_quality
 from loralab.app.folders import STATE_FILE, RunFolder, read_state, write_text
 from loralab.app.hparams import featured, flatten
 from loralab.app.preflight import Survey
 from loralab.app.processes import is_main_process
-from loralab.app.report import show_cache, show_outcome
+from loralab.app.report import show_account, show_cache, show_outcome
+from loralab.app.schedule import draw_schedule
 from loralab.config.parse import to_plain
 from loralab.config.records import RunConfig
-from loralab.training.hparams import declare_hparams
+from loralab.data.tags import tag_occurrence
+from loralab.training.callbacks.checkpoint import checkpoints
+from loralab.training.hparams import METRICS, declare_hparams
 
 _DEFAULT_THREADS = torch.get_num_threads()  # a sweep's jobs share the process
 _LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core")
@@ -32,6 +37,7 @@ def start(config: RunConfig, survey: Survey, folder: RunFolder) -> Job:
     job = build(config, survey, folder)
     job.datamodule.report = show_cache
     if is_main_process():
+        survey.files.save()  # only now: a refused run leaves nothing behind
         _note(
             folder.path,
             state="running",
@@ -40,34 +46,42 @@ def start(config: RunConfig, survey: Survey, folder: RunFolder) -> Job:
             versions={name: version(name) for name in _LIBRARIES}
             | {"loralab": __version__, "python": platform.python_version()},
         )
+        if config.data.captions.tag_occurrence_file:
+            counts = tag_counts(training_sources(survey.items))
+            order = config.data.captions.tag_occurrence_order.name
+            write_text(folder.path / "tags.txt", tag_occurrence(counts, order))
+        draw_schedule(config, survey, folder.path)
         settings = flatten(to_plain(config))
-        declare_hparams(job.trainer, settings, featured=featured(settings))
+        metrics = (*METRICS, *QUALITY_METRICS) if config.demo_quality else METRICS
+        declare_hparams(job.trainer, settings, metrics=metrics, featured=featured(settings))
     return job
 
 
 def train(job: Job, folder: RunFolder) -> None:
-    """Fit, and validate the end if the cadence did not, or a resumed run has nothing left to do."""
+    """Fit, from the checkpoint if there is one."""
     checkpoint = str(folder.checkpoint) if folder.checkpoint else None
     job.trainer.fit(job.module, job.datamodule, ckpt_path=checkpoint, weights_only=True)
-    ended = job.trainer.global_step >= job.trainer.max_steps
-    validated = job.module.validated_step == job.trainer.global_step
-    if ended and job.datamodule.validation_set.items and not validated:
-        job.trainer.validate(job.module, job.datamodule, verbose=False)
 
 
 def finish(job: Job, config: RunConfig, folder: RunFolder) -> float | None:
     """Export, note the outcome and print it; a stopped run only says how to go on."""
     trainer = job.trainer
-    if trainer.global_step < trainer.max_steps:
+    if not job.has_ended:
         if trainer.is_global_zero:
             print(f"Stopped at step {trainer.global_step} of {trainer.max_steps}. To continue:")
             print(f"  the same command with run_id={folder.path.name} resume=auto")
         return None
-    figures = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    figures = job.figures
     if trainer.is_global_zero:
         files = job.writer.write("", trainer.global_step)
+        if config.validation.keep_best:
+            (best,) = checkpoints(folder.path / "checkpoints", "best")
+            files += job.writer.write_checkpoint(best, "-best")
+        if config.demo_quality:
+            figures |= measure_quality(job, config, folder.path)
         _note(folder.path, state="finished", steps=trainer.global_step, metrics=figures)
         show_outcome(config, folder.path, files, figures)
+        show_account(job.account)
     for logger in trainer.loggers:
         logger.finalize("success")
     return figures.get(config.optimized_metric)

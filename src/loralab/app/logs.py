@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 import traceback
 import warnings
 from pathlib import Path
@@ -62,15 +63,17 @@ def log_file() -> Path | None:
 
 
 def report_crash(error: BaseException) -> None:
-    """Keep the traceback in the run's log and say where; without a log, print it."""
+    """Keep the traceback in the run's log, without one in a file of its own, and say where."""
     text = "".join(traceback.format_exception(error))
-    if not _current:
-        print(text, file=sys.stderr, end="")
-        return
-    _log.error("the run crashed\n%s", text)
     reason = str(error).splitlines()[0] if str(error) else ""
-    print(
-        f"The run crashed: {type(error).__name__}: {reason}\n"
-        f"The traceback is in {_current[0]}; checkpoints are whole, resume=auto continues.",
-        file=sys.stderr,
-    )
+    crash = f"crashed: {type(error).__name__}: {reason}"
+    if _current:
+        _log.error("the run crashed\n%s", text)
+        ending = f"in {_current[0]}; checkpoints are whole, resume=auto continues."
+        print(f"The run {crash}\nThe traceback is {ending}", file=sys.stderr)
+        return
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", prefix="loralab-", suffix=".log", delete=False
+    ) as file:
+        file.write(text)
+    print(f"loralab {crash}\nThe traceback is in {file.name}.", file=sys.stderr)

@@ -6,36 +6,32 @@ shown to the user and built from.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
-from loralab.adapters.inject import count_parameters, match_targets
-from loralab.adapters.spec import AdapterSpec
+from loralab.app.adapters import PartPlan, part_plans
+from loralab.app.caching import FOLDER_KEY, cache_dir, check_room, open_latent_cache
+from loralab.app.caption_lengths import fit_captions
 from loralab.app.folders import RunFolder, output_folder_problem
+from loralab.app.held_out import choose_probe, held_out_problems, measured_once
+from loralab.app.images import Images, size_images
+from loralab.app.masks import with_masks
+from loralab.app.models import check_model, model_place
+from loralab.app.objective import check_objective
 from loralab.app.resume import checkpoint_problem, data_problem, resume_problems
+from loralab.app.schedule import count_warmup_steps, schedule_problems
+from loralab.app.sizes import image_fit
+from loralab.app.sources import read_sources
 from loralab.app.toy_builds import check_recipes, num_devices
 from loralab.config.records import RunConfig
-from loralab.config.rules import adapted_parts
-from loralab.data.buckets import Bucket, make_buckets, square_bucket
-from loralab.data.dataset import Item, make_items
-from loralab.data.index import ImageRecord, scan_folder
+from loralab.data.dataset import Item
+from loralab.data.file_index import FileIndex
+from loralab.data.latent_cache import LatentCache
+from loralab.data.prior import Rotation
 from loralab.data.sampler import BucketBatchSampler
-from loralab.errors import Collector, ConfigError, Problem, UserError
-from loralab.models.components import skeletons
+from loralab.errors import Collector, ConfigError, Problem
 from loralab.models.facts import model_facts
 from loralab.models.family import FamilySpec, ModelFacts
 from loralab.models.registry import family_spec
-
-
-@dataclass(frozen=True)
-class PartPlan:
-    """One adapted part: its adapter, its size, its rate."""
-
-    spec: AdapterSpec
-    num_modules: int
-    num_parameters: int
-    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -46,11 +42,19 @@ class Survey:
     family: FamilySpec
     items: tuple[Item, ...]
     validation_items: tuple[Item, ...]
+    probe_items: tuple[Item, ...]
+    rotation: Rotation | None
     parts: dict[str, PartPlan]
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
     data_digest: str
+    files: FileIndex
+    cache: LatentCache | None = None
+    text_rows: int = 1
+    caption_note: str = ""
+    skipped: tuple[Problem, ...] = ()
+    odd: tuple[Problem, ...] = ()
 
 
 def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -> Survey:
@@ -66,166 +70,85 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
     """
     problems = resume_problems(config, folder)
     collect = Collector(problems)
-    facts = collect(model_facts, config.model.path, family=config.model.family.name)
-    collect(_check_clip_skip, config, facts)
-    buckets = collect(_buckets, config, facts)
-    records = collect(scan_folder, Path(config.data.image_dir), key="data.image_dir",
-                      caption_extension=config.data.caption_extension,
-                      repeats=config.data.repeats)  # fmt: skip
-    held_out = collect(_validation_folder, config)
+    facts = collect(model_facts, model_place(config), family=config.model.family.name)
+    collect(check_model, config, facts)
+    fit = collect(image_fit, config, facts)
+    sources = collect(read_sources, config)
     collect(check_recipes, config)
     if is_sweep and num_devices(config) > 1:
         problems.append(_one_device(config))
-    collect(_check_timesteps, config, facts)
+    collect(check_objective, config, facts)
     spec = family_spec(config.model.family.name)
-    parts = collect(_part_plans, config, spec) if facts is not None else None
+    parts = collect(part_plans, config, spec) if facts is not None else None
     if folder.checkpoint is not None and (damage := checkpoint_problem(folder.checkpoint)):
         problems.append(damage)
     if problem := output_folder_problem(folder.path, needed_bytes=_bytes_needed(config, parts)):
         problems.append(problem)
-    if config.data.latent_cache.enabled:
-        cache, key = Path(config.data.latent_cache.directory), "data.latent_cache.directory"
-        if problem := output_folder_problem(cache, key=key, needed_bytes=2**20):
-            problems.append(problem)
-    if facts is None or buckets is None or records is None or held_out is None or parts is None:
+    if (place := cache_dir(config)) is not None and (
+        problem := output_folder_problem(place, key=FOLDER_KEY, needed_bytes=2**20)
+    ):
+        problems.append(problem)
+    if facts is not None and sources is not None:
+        sources = collect(with_masks, config, sources, facts) or sources
+    captions = None
+    if facts is not None and sources is not None:
+        captions = collect(fit_captions, config, sources, spec, facts)
+        sources = captions.sources if captions is not None else sources
+    images = None
+    if fit is not None and sources is not None:
+        images = collect(size_images, config, sources, fit)
+    if facts is None or images is None or parts is None or captions is None:
         raise ConfigError(*problems)
 
-    training, held_out = split(records, held_out, config.validation.fraction)
-    if not training:
-        problems.append(_nothing_left(config, len(records)))
-        raise ConfigError(*problems)
-    items, validation_items = make_items(training, buckets), make_items(held_out, buckets)
-    digest = _data_digest(items, validation_items)
-    if problem := data_problem(folder, digest):
+    if problem := data_problem(folder, images.digest):
         problems.append(problem)
-    steps_per_epoch = _steps_per_epoch(config, items)
+    cache = collect(open_latent_cache, config)
+    if cache is not None and not problems:
+        collect(check_room, config, cache, images.training, images.held_out, facts)
+    steps_per_epoch = _steps_per_epoch(config, images)
     total_steps = _total_steps(config, steps_per_epoch)
-    warmup_steps = config.scheduler.warmup_steps or round(
-        config.scheduler.warmup_fraction * total_steps
+    warmup_steps = count_warmup_steps(config, total_steps)
+    problems += schedule_problems(
+        config,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        steps_per_epoch=steps_per_epoch,
     )
-    if warmup_steps >= total_steps:
-        problems.append(
-            Problem(
-                "scheduler.warmup_steps",
-                f"scheduler.warmup_steps is {warmup_steps}; it must be below the {total_steps} "
-                "steps of the run.",
-            )
-        )
-    if problems:
+    measured = measured_once(images.held_out)
+    problems += held_out_problems(config, measured)
+    if problems or sources is None:
         raise ConfigError(*problems)
     return Survey(
         facts=facts,
         family=spec,
-        items=tuple(items),
-        validation_items=tuple(validation_items),
+        items=images.training,
+        validation_items=measured,
+        probe_items=choose_probe(images.training, len(measured) * config.validation.train_probe),
+        rotation=images.rotation,
         parts=parts,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         warmup_steps=warmup_steps,
-        data_digest=digest,
+        data_digest=images.digest,
+        files=sources.files,
+        cache=cache,
+        text_rows=captions.rows,
+        caption_note=captions.note,
+        skipped=images.skipped,
+        odd=images.odd,
     )
 
 
-def split(
-    records: list[ImageRecord], held_out: list[ImageRecord], fraction: float
-) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    """Hold images out by their content, so that adding files moves none between the sets."""
-    if not fraction:
-        return records, held_out
-    chosen = [r for r in records if int(r.digest[:8], 16) / 16**8 < fraction]
-    chosen = chosen or [min(records, key=lambda record: record.digest)]
-    digests = {record.digest for record in chosen}
-    return [record for record in records if record.digest not in digests], chosen
-
-
-def _check_clip_skip(config: RunConfig, facts: ModelFacts | None) -> None:
-    skip = config.model.clip_skip
-    if facts is not None and skip > facts.num_text_layers:
-        text = (
-            f"model.clip_skip is {skip}; this text encoder has {facts.num_text_layers} layers, so "
-            f"it must be between 1 and {facts.num_text_layers}."
-        )
-        raise ConfigError(Problem("model.clip_skip", text))
-
-
-def _buckets(config: RunConfig, facts: ModelFacts | None) -> tuple[Bucket, ...]:
-    options, area = config.data.buckets, config.data.resolution**2
-    if facts is not None and options.step % facts.bucket_step:
-        raise ConfigError(
-            Problem(
-                "data.buckets.step",
-                f"data.buckets.step is {options.step}; for this base it must be a multiple of "
-                f"{facts.bucket_step}. Use "
-                f"{max(1, round(options.step / facts.bucket_step)) * facts.bucket_step}.",
-            )
-        )
-    if not options.enabled:
-        return (square_bucket(area=area, step=options.step),)
-    return make_buckets(
-        area=area, step=options.step, min_side=options.min_side, max_side=options.max_side
-    )
-
-
-def _check_timesteps(config: RunConfig, facts: ModelFacts | None) -> None:
-    if facts is None:
-        return
-    num_timesteps = facts.schedule_config.get("num_train_timesteps", 1000)
-    if config.objective.max_timestep > num_timesteps:
-        text = (
-            f"objective.max_timestep is {config.objective.max_timestep}; this base was made with "
-            f"{num_timesteps} timesteps. Use {num_timesteps} or less."
-        )
-        raise ConfigError(Problem("objective.max_timestep", text))
-
-
-def _validation_folder(config: RunConfig) -> list[ImageRecord]:
-    if config.validation.folder is None:
-        return []
-    return scan_folder(
-        Path(config.validation.folder),
-        key="validation.folder",
-        caption_extension=config.data.caption_extension,
-    )
-
-
-def _part_plans(config: RunConfig, family: FamilySpec) -> dict[str, PartPlan]:
-    networks = skeletons(config.model.path)
-    plans: dict[str, PartPlan] = {}
-    problems: list[Problem] = []
-    for name, part in adapted_parts(config).items():
-        presets = family.targets[name]
-        targets = [t for target in part.targets for t in presets.get(target, (target,))]
-        rate = part.lr if part.lr is not None else part.lr_scale * config.optimizer.get("lr", 1.0)
-        spec = AdapterSpec(
-            kind=config.adapter.kind.name,
-            rank=config.adapter.rank,
-            alpha=config.adapter.alpha,
-            dropout=config.adapter.dropout,
-            targets=tuple(dict.fromkeys(targets)),
-        )
-        try:
-            hits = match_targets(networks[name], spec.targets, part=name)
-            size = count_parameters(networks[name], spec, part=name)
-        except UserError as error:
-            hint = f"; presets: {', '.join(presets)}."
-            problems.extend(Problem(p.key, p.message.rstrip(".") + hint) for p in error.problems)
-            continue
-        modules = {module for found in hits.values() for module in found}
-        plans[name] = PartPlan(spec, len(modules), size, rate)
-    if problems:
-        raise ConfigError(*problems)
-    return plans
-
-
-def _steps_per_epoch(config: RunConfig, items: list[Item]) -> int:
+def _steps_per_epoch(config: RunConfig, images: Images) -> int:
     accumulation = config.trainer.get("accumulate_grad_batches", 1)
     sampler = BucketBatchSampler(
-        [item.bucket for item in items],
-        [item.record.weight for item in items],
+        [item.bucket for item in images.training],
+        [item.record.weight for item in images.training],
         batch_size=config.data.batch_size,
         accumulation=accumulation,
         seed=config.seed,
         world_size=num_devices(config),
+        rotation=images.rotation,
     )
     return len(sampler) // int(accumulation)
 
@@ -250,20 +173,3 @@ def _one_device(config: RunConfig) -> Problem:
         f"trainer.devices is {num_devices(config)}; a job of a sweep uses one device. Set "
         "trainer.devices=1, or run the settings one by one.",
     )
-
-
-def _nothing_left(config: RunConfig, count: int) -> Problem:
-    fraction = config.validation.fraction
-    return Problem(
-        "validation.fraction",
-        f"validation.fraction is {fraction:g}, which holds out all {count} images; lower it.",
-    )
-
-
-def _data_digest(items: list[Item], validation_items: list[Item]) -> str:
-    digest = hashlib.sha256()
-    for group in (items, validation_items):
-        for line in sorted(f"{item.key}\0{item.record.caption}" for item in group):
-            digest.update(line.encode())
-        digest.update(b"\1")
-    return digest.hexdigest()

@@ -20,7 +20,7 @@ The value a run starts with is the chosen one in `conf/`: `python train.py --cfg
 def reference() -> str:
     """Return the Markdown text."""
     lines, group = [_HEAD], None
-    for key, item, _ in walk_options(RunConfig()):
+    for key, item, _ in walk_options(RunConfig):
         section = key.rpartition(".")[0] or "run"
         if section != group:
             group = section

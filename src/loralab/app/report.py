@@ -9,10 +9,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from loralab.app.captions import caption_rows
 from loralab.app.folders import RunFolder
+from loralab.app.images import count_shown
 from loralab.app.preflight import Survey
+from loralab.app.schedule import CHART_FILE, describe_schedule
 from loralab.app.toy_builds import num_devices
 from loralab.config.records import RunConfig
+from loralab.data.account import Account
+from loralab.training.validation import describe_validation
 
 
 def show_plan(config: RunConfig, survey: Survey, folder: RunFolder) -> None:
@@ -27,14 +32,16 @@ def show_plan(config: RunConfig, survey: Survey, folder: RunFolder) -> None:
 
 def plan_rows(config: RunConfig, survey: Survey, folder: RunFolder) -> list[tuple[str, str]]:
     """Return the plan as labels and texts."""
-    items, validation = survey.items, survey.validation_items
-    images = len({item.record.path for item in items})
+    validation = survey.validation_items
     accumulation = config.trainer.get("accumulate_grad_batches", 1)
     devices = num_devices(config)
     window = config.data.batch_size * accumulation * devices
     rows = [
         ("base", f"{config.model.path} ({survey.facts.family}, {_prediction(config, survey)})"),
-        ("images", f"{images} × {config.data.repeats} repeats, {len(validation)} held out"),
+        ("images", f"{_images(survey)}, {len(validation)} held out"),
+        *_left_out(survey),
+        *caption_rows(survey.items),
+        *([("long captions", survey.caption_note)] if survey.caption_note else []),
         ("buckets (width × height)", _buckets(survey)),
         (
             "batch",
@@ -48,12 +55,9 @@ def plan_rows(config: RunConfig, survey: Survey, folder: RunFolder) -> list[tupl
             f"{config.scheduler.kind.name} schedule, {survey.warmup_steps} of warm-up",
         ),
     ]
+    rows.append(("rate", describe_schedule(config, survey)))
     for name, part in survey.parts.items():
-        text = (
-            f"{part.num_parameters:,} trainable parameters in {part.num_modules} layers, "
-            f"rank {part.spec.rank}, alpha {part.spec.alpha:g}, rate {part.learning_rate:g}"
-        )
-        rows.append((name, text))
+        rows.append((name, part.describe()))
     rows += [
         ("precision", str(config.trainer.get("precision", "32-true"))),
         ("run folder", str(folder.path)),
@@ -80,13 +84,18 @@ def show_outcome(
     print(f"\nDone. The run is in {folder}")
     for path in files:
         print(f"  {path.relative_to(folder)}  ({path.stat().st_size / 2**20:.1f} MiB)")
+    print(f"  {CHART_FILE}  (the learning rate)")
     if (folder / "preview.png").is_file():
         print("  preview.png  (base | LoRA | training images)")
+    if (folder / "evaluation.png").is_file():
+        print("  evaluation.png  (held-out subjects: base, LoRA, real pictures)")
     if "val/loss" in figures:
-        ours, base = figures["val/loss"], figures["val/loss_base"]
-        change = (1 - ours / base) * 100
-        word = "lower" if change >= 0 else "higher"
-        print(f"Loss on held-out images: {ours:.4f}, base {base:.4f} ({abs(change):.0f} % {word})")
+        print(f"Loss on held-out images: {describe_validation(figures)}")
+    if config.validation.keep_best:
+        loss, step = figures["val/best_loss"], figures["val/best_step"]
+        print(f"Best: {loss:.4f} at step {step:.0f}, the files that end in -best")
+    if "quality/content_top1" in figures:
+        show_quality(figures)
     print("\nNext:")
     print(f"  look at it     tensorboard --logdir {config.output_dir}")
     print("  compare rates  python train.py -m optimizer.lr=3e-4,1e-3,3e-3")
@@ -97,6 +106,47 @@ def show_outcome(
     if kohya:
         name = kohya[0].name
         print(f"                 copy {name} to models/Lora (A1111) or models/loras (ComfyUI)")
+
+
+def show_quality(figures: dict[str, float]) -> None:
+    """Print in two lines what the eye sees in drawings of held-out subjects."""
+    for text, name in (("recognised", "content_top1"), ("in the new style", "style_share")):
+        ours, base = figures[f"quality/{name}"], figures[f"quality/{name}_base"]
+        print(f"Drawings of held-out subjects {text}: {ours:.0%}, base {base:.0%}")
+
+
+def _images(survey: Survey) -> str:
+    """Return how many images and class images there are, and how many of them an epoch shows."""
+    texts = []
+    for is_prior, word in ((False, "images"), (True, "class images")):
+        paths = {i.record.path for i in survey.items if i.source.is_prior == is_prior}
+        if paths:
+            shown = count_shown(survey.items, survey.rotation, is_prior=is_prior)
+            texts.append(f"{len(paths)} {word}, {shown} an epoch")
+    return "; ".join(texts)
+
+
+def show_account(account: Account) -> None:
+    """Print in two lines what became of the images, and the receipt of the last epoch."""
+    figures = account.figures()
+    kinds = ("seen", "repeated", "fillers", "not_reached", "skipped", "failed")
+    counts = ", ".join(f"{figures[kind]} {kind.replace('_', ' ')}" for kind in kinds)
+    print(f"\nImages: {counts}; {figures['samples']} samples in {figures['micro_batches']} batches")
+    last = account.receipts[-1]
+    print(
+        f"Order:  receipt {last.sha256[:16]} of epoch {last.epoch} ({last.micro_batches} batches); "
+        "all epochs and images are in data.json"
+    )
+
+
+def _left_out(survey: Survey) -> list[tuple[str, str]]:
+    """Return what the plan says about images that are left out, or stay although they are odd."""
+    rows = []
+    for label, problems in (("left out", survey.skipped), ("odd images", survey.odd)):
+        if problems:
+            count = len({problem.key for problem in problems})
+            rows.append((label, f"{count} images; the first: {problems[0]}"))
+    return rows
 
 
 def _prediction(config: RunConfig, survey: Survey) -> str:

@@ -61,9 +61,9 @@ def checkpoint_problem(path: Path) -> Problem | None:
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, pickle.UnpicklingError, EOFError, ValueError):
+    except (RuntimeError, OSError, pickle.UnpicklingError, EOFError, ValueError, LookupError):
         content = None
-    if isinstance(content, Mapping) and {"state_dict", "loops", "base_errors"} <= content.keys():
+    if isinstance(content, Mapping) and {"state_dict", "loops", "callbacks"} <= content.keys():
         return None
     return Problem(
         "resume",

@@ -79,7 +79,7 @@ def _precision_problems(recipe: dict[str, Any]) -> Iterator[Problem]:
             f"trainer.precision is {precision}; it must be one of {', '.join(PRECISIONS)}. To keep "
             "the base in half precision set model.weight_dtype=bf16.",
         )
-    elif precision == "16-mixed" and not _has_gpu():
+    elif precision == "16-mixed" and (recipe.get("accelerator") == "cpu" or not _has_gpu()):
         yield Problem(
             "trainer.precision",
             "trainer.precision is 16-mixed, which needs a GPU; use bf16-mixed or 32-true.",

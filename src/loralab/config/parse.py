@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from loralab.config import records
+from loralab.config.compat import apply_compat
 from loralab.config.records import RunConfig
 from loralab.config.rules import check_rules
 from loralab.errors import ConfigError, Problem
@@ -38,15 +40,24 @@ def parse_config(raw: Mapping[str, Any] | DictConfig) -> RunConfig:
     """
     if isinstance(raw, DictConfig):
         raw = _plain(raw)
+    raw = fill_shorthand(raw)
     problems: list[Problem] = []
     config = _convert(RunConfig, raw, "", problems)
     assert isinstance(config, RunConfig)
     problems += _range_problems(config)
     if not problems:  # rules may rely on types and ranges
-        problems += check_rules(config)
+        problems = apply_compat(config) + check_rules(config)
     if problems:
         raise ConfigError(*problems)
     return config
+
+
+def fill_shorthand(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the data with data.image_dir null where data.sources stands in for it."""
+    data = raw.get("data")
+    if isinstance(data, Mapping) and data.get("sources") and data.get("image_dir") == MISSING:
+        return {**raw, "data": {**data, "image_dir": None}}
+    return raw
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
@@ -74,15 +85,30 @@ def to_yaml(config: RunConfig) -> str:
 def walk_options(
     record: Any, prefix: str = ""
 ) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """Yield (full key, field, value) of every leaf option of a record or a record type."""
-    hints = get_type_hints(record if isinstance(record, type) else type(record))
+    """Yield (full key, field, value) of every leaf option of a record or a record type.
+
+    Of a list of records first the list, then the options of each, ``data.sources[0].repeats``; of
+    a type, where nothing is given yet, ``data.sources[].repeats``.
+    """
+    is_type = isinstance(record, type)
+    hints = get_type_hints(record if is_type else type(record))
     for item in dataclasses.fields(record):
-        key = f"{prefix}{item.name}"
-        value = hints[item.name] if isinstance(record, type) else getattr(record, item.name)
-        if dataclasses.is_dataclass(hints[item.name]):
+        key, hint = f"{prefix}{item.name}", hints[item.name]
+        value = hint if is_type else getattr(record, item.name)
+        if dataclasses.is_dataclass(hint):
             yield from walk_options(value, f"{key}.")
-        else:
-            yield key, item, value
+            continue
+        yield key, item, value
+        if (kind := record_of_list(hint)) is not None:
+            listed = [("", kind)] if is_type else enumerate(value or ())
+            for place, entry in listed:
+                yield from walk_options(entry, f"{key}[{place}].")
+
+
+def record_of_list(hint: Any) -> type | None:
+    """Return R when a type is list[R] of records."""
+    kinds = [kind for kind in get_args(hint) if dataclasses.is_dataclass(kind)]
+    return kinds[0] if get_origin(hint) is list and kinds else None  # type: ignore[return-value]
 
 
 def nearest(word: str, candidates: Iterable[str], prefix: str = "") -> str:
@@ -152,9 +178,35 @@ def _convert(record_type: type, raw: Any, prefix: str, problems: list[Problem]) 
         key, hint = f"{prefix}{name}", hints[name]
         if dataclasses.is_dataclass(hint):
             values[name] = _convert(hint, raw.get(name, {}), f"{key}.", problems)  # type: ignore[arg-type]
+        elif (kind := record_of_list(hint)) is not None and isinstance(raw.get(name), list):
+            values[name] = convert_list(kind, raw[name], key, problems)
+        elif (part := item.metadata.get("part_of")) is not None:
+            kind = getattr(records, part)
+            values[name] = _convert_part(kind, raw.get(name) or {}, f"{key}.", problems)
         else:
             values[name] = _leaf(node, item, raw, key, problems)
     return record_type(**values)
+
+
+def convert_list(
+    record_type: type, raw: Sequence[Any], key: str, problems: list[Problem]
+) -> list[Any]:
+    """Build a list of records from plain data, collecting problems instead of raising."""
+    return [
+        _convert(record_type, entry, f"{key}[{place}].", problems)
+        for place, entry in enumerate(raw)
+    ]
+
+
+def _convert_part(
+    record_type: type, raw: Any, prefix: str, problems: list[Problem]
+) -> dict[str, Any]:
+    """Return those options of a record that are given, each in its declared type."""
+    record = _convert(record_type, raw, prefix, problems)
+    ranges = _range_problems(record, prefix)
+    problems += [problem for problem in ranges if problem.key.removeprefix(prefix) in raw]
+    return {item.name: getattr(record, item.name)
+            for item in dataclasses.fields(record) if item.name in raw}  # fmt: skip
 
 
 def _leaf(
@@ -197,7 +249,11 @@ def describe_type(item: dataclasses.Field[Any]) -> str:
         "bool": "true or false",
         "str": "text",
         "list[str]": "a list of texts, like [a, b]",
+        "list[float]": "a list of numbers, like [1, 0.5]",
+        "list[int]": "a list of whole numbers, like [100, 200]",
         "list[Layout]": "a list of " + ", ".join(enums["Layout"]),
+        "list[AugmentationKind]": "a list of " + ", ".join(enums["AugmentationKind"]),
+        "list[SourceRecord]": "a list of sources, like [{image_dir: a}, {image_dir: b}]",
         "dict[str, Any]": "a group of keys",
     }
     described = (
@@ -218,10 +274,10 @@ def _enums() -> dict[str, list[str]]:
     }
 
 
-def _range_problems(config: RunConfig) -> list[Problem]:
+def _range_problems(record: Any, prefix: str = "") -> list[Problem]:
     """Compare every number with the range in its field's metadata."""
     problems = []
-    for key, item, value in walk_options(config):
+    for key, item, value in walk_options(record, prefix):
         low, high = item.metadata.get("low"), item.metadata.get("high")
         if value is None or (low is None and high is None):
             continue

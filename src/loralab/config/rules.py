@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from loralab import demo
+from loralab.config.adapter_rules import ADAPTER_RULES
+from loralab.config.caption_rules import CAPTION_RULES
+from loralab.config.data_rules import DATA_RULES
+from loralab.config.objective_rules import OBJECTIVE_RULES
 from loralab.config.records import AdaptedPartRecord, RunConfig
+from loralab.config.schedule_rules import SCHEDULE_RULES
+from loralab.config.source_records import given_sources
+from loralab.config.source_rules import SOURCE_RULES
+from loralab.config.validation_rules import NOISE_BANDS, VALIDATION_RULES
 from loralab.errors import Problem
 
 # Words that select target layers; what they mean is a fact of each model family.
@@ -52,7 +60,7 @@ def _buckets_fit(config: RunConfig) -> Iterator[Problem]:
             f"data.resolution is {resolution}; it must be a multiple of data.buckets.step "
             f"({buckets.step}). Use {max(1, round(resolution / buckets.step)) * buckets.step}.",
         )
-    if not buckets.enabled:
+    if not buckets.enabled or buckets.no_upscale or buckets.sizes:
         return
     if buckets.min_side > resolution:
         yield Problem(
@@ -65,15 +73,6 @@ def _buckets_fit(config: RunConfig) -> Iterator[Problem]:
             "data.buckets.max_side",
             f"data.buckets.max_side is {buckets.max_side}; it must not be below data.resolution "
             f"({resolution}).",
-        )
-
-
-def _timesteps_are_a_range(config: RunConfig) -> Iterator[Problem]:
-    low, high = config.objective.min_timestep, config.objective.max_timestep
-    if low >= high:
-        yield Problem(
-            "objective.min_timestep",
-            f"objective.min_timestep is {low}; it must be below objective.max_timestep ({high}).",
         )
 
 
@@ -148,29 +147,61 @@ def _fused_steps_are_not_clipped(config: RunConfig) -> Iterator[Problem]:
 
 def _one_validation_source(config: RunConfig) -> Iterator[Problem]:
     validation = config.validation
-    if validation.fraction and validation.folder:
-        yield Problem(
-            "validation.fraction",
-            f"validation.fraction is {validation.fraction:g} and validation.folder is "
-            f"{validation.folder}; give one of them.",
-        )
-    if validation.every_n_steps and not (validation.fraction or validation.folder):
+    ways = {
+        "validation.fraction": f"{validation.fraction:g}" if validation.fraction else None,
+        "validation.folder": validation.folder,
+        "validation.files": f"{len(validation.files)} files" if validation.files else None,
+    }
+    given = [(key, value) for key, value in ways.items() if value is not None]
+    if len(given) > 1:
+        found = " and ".join(f"{key} is {value}" for key, value in given)
+        yield Problem(given[0][0], f"{found}; give one of them.")
+    if validation.every_n_steps and not given:
         yield Problem(
             "validation.every_n_steps",
             f"validation.every_n_steps is {validation.every_n_steps}, but no image is held out; "
-            "set validation.fraction or validation.folder, or validation.every_n_steps=null.",
+            "set validation.fraction, validation.folder or validation.files, or "
+            "validation.every_n_steps=null.",
         )
 
 
 def _demo_base_is_for_the_demo(config: RunConfig) -> Iterator[Problem]:
-    base, images = Path(config.model.path), Path(config.data.image_dir)
-    own_images = demo.base_dir().parent not in images.resolve().parents
-    if base.resolve() == demo.base_dir() and own_images and not config.model.allow_demo:
+    if Path(config.model.path).resolve() != demo.base_dir() or config.model.allow_demo:
+        return
+    for key, images in image_folders(config):
+        if demo.base_dir().parent in images.resolve().parents:
+            continue
         yield Problem(
             "model.path",
-            f"model.path is the demo base, which draws only small icons, but data.image_dir is "
+            f"model.path is the demo base, which draws only small icons, but {key} is "
             f"{images}; choose a real base with model=sd15 model.path=FOLDER, or set "
             "model.allow_demo=true.",
+        )
+
+
+def image_folders(config: RunConfig) -> list[tuple[str, Path]]:
+    """Return key and folder of every source of training images."""
+    return [
+        (f"{group}.image_dir", Path(source.image_dir))
+        for group, source in given_sources(config.data).items()
+    ]
+
+
+def beside_the_demo(config: RunConfig) -> list[tuple[str, Path]]:
+    """Return key and value of the base and the images that are not the embedded demo's."""
+    folders = [("model.path", Path(config.model.path), demo.base_dir())]
+    folders += [(*source, demo.images_dir("train")) for source in image_folders(config)]
+    return [(key, path) for key, path, wanted in folders if path.resolve() != wanted.resolve()]
+
+
+def _quality_is_that_of_the_demo(config: RunConfig) -> Iterator[Problem]:
+    others = beside_the_demo(config)
+    if config.demo_quality and others:
+        found = " and ".join(f"{key} is {value}" for key, value in others)
+        yield Problem(
+            "demo_quality",
+            f"demo_quality is {config.demo_quality}, but {found}; it judges drawings of the "
+            "embedded demo only. Set demo_quality=0.",
         )
 
 
@@ -184,14 +215,14 @@ def _stubs_stay_off(config: RunConfig) -> Iterator[Problem]:
 def _templates_fill(config: RunConfig) -> Iterator[Problem]:
     template = config.export.name_template
     try:
-        name = template.format(name="x", run_id="y")
+        name = template.format(name="x", run_id="y", comment="z", kind="k", rank=1)
     except (KeyError, IndexError, ValueError):
         name = ""
     if not name or "/" in name or "\\" in name:
         yield Problem(
             "export.name_template",
-            f"export.name_template is {template!r}; it must be a file name made of text, {{name}} "
-            "and {run_id}.",
+            f"export.name_template is {template!r}; it must be a file name made of text, {{name}}, "
+            "{run_id}, {comment}, {kind} and {rank}.",
         )
     for key, value in (("name", config.name), ("run_id", config.run_id)):
         if value is not None and (not value.strip(". ") or set(value) & set('/\\:*?"<>|')):
@@ -202,10 +233,12 @@ def _templates_fill(config: RunConfig) -> Iterator[Problem]:
 
 def _metric_exists(config: RunConfig) -> Iterator[Problem]:
     metric = config.optimized_metric
-    if metric != "val/loss" and not metric.startswith("val/loss_at_timestep/"):
+    named = ("val/loss", "val/best_loss", *(f"val/loss_{band}_noise" for band in NOISE_BANDS))
+    if metric not in named and not metric.startswith("val/loss_at_timestep/"):
         yield Problem(
             "optimized_metric",
-            f"optimized_metric is {metric}; it must be val/loss or val/loss_at_timestep/NUMBER.",
+            f"optimized_metric is {metric}; it must be {', '.join(named)} or "
+            "val/loss_at_timestep/NUMBER.",
         )
 
 
@@ -218,16 +251,23 @@ def _layouts_are_distinct(config: RunConfig) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _some_part_is_adapted,
+    *ADAPTER_RULES,
     _buckets_fit,
-    _timesteps_are_a_range,
+    *OBJECTIVE_RULES,
     _one_warmup,
     _recipe_numbers,
     _steps_or_epochs,
     _fused_steps_are_not_clipped,
     _one_validation_source,
     _demo_base_is_for_the_demo,
+    _quality_is_that_of_the_demo,
     _stubs_stay_off,
     _templates_fill,
     _metric_exists,
     _layouts_are_distinct,
+    *SCHEDULE_RULES,
+    *VALIDATION_RULES,
+    *DATA_RULES,
+    *SOURCE_RULES,
+    *CAPTION_RULES,
 )

@@ -11,6 +11,8 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from loralab.data.augment import PLAIN, Variant
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -26,6 +28,12 @@ class Sample:
         original_size: Size of the file as displayed.
         crop_top_left: Corner of the cut in the scaled image, mirrored if the sample is.
         target_size: Size of the bucket.
+        variant: What else was done to the pixels.
+        is_prior: A class image.
+        window: Place in its window and samples of that window.
+        failure: Key and reason, if it stands in for a sample that could not be made.
+        mask: (1, h, w) float32 in [0, 1], how much each latent cell counts; None counts all.
+        name: The file, for messages.
         moments: (2C, h, w) float32 mean and log-variance of the VAE, if cached.
         image: (3, H, W) float32 in [-1, 1], if not.
     """
@@ -39,6 +47,12 @@ class Sample:
     original_size: tuple[int, int]
     crop_top_left: tuple[int, int]
     target_size: tuple[int, int]
+    variant: Variant = PLAIN
+    is_prior: bool = False
+    window: tuple[int, int] = (0, 0)
+    failure: tuple[str, str] | None = None
+    mask: Tensor | None = None
+    name: str = ""
     moments: Tensor | None = None
     image: Tensor | None = None
 
@@ -56,7 +70,15 @@ class Batch(TypedDict):
     crop_top_left: Tensor  # (B, 2) int64
     target_size: Tensor  # (B, 2) int64
     loss_weight: Tensor  # (B,) float32, shares of the window
+    mask: NotRequired[Tensor]  # (B, 1, h, w) float32 in [0, 1]
     index: Tensor  # (B,) int64
+    # Lists, so that accounts are kept without waiting for a device.
+    names: NotRequired[list[str]]  # B, files, for messages
+    cuts: NotRequired[list[str]]  # B, where the image was cut and what else was done to it
+    is_prior: NotRequired[list[bool]]  # B
+    is_filler: NotRequired[list[bool]]  # B, samples of weight 0
+    failures: NotRequired[list[tuple[str, str]]]  # key and reason of samples replaced by fillers
+    window_place: NotRequired[dict[str, int]]  # place of the first sample, samples of the window
     # Recorded in place of drawn: the seam for replays and parity tests.
     latents: NotRequired[Tensor]  # (B, C, h, w) float32, scaled
     noise: NotRequired[Tensor]  # (B, C, h, w) float32
@@ -79,11 +101,22 @@ def collate(samples: list[Sample]) -> Batch:
         "target_size": torch.tensor([sample.target_size for sample in samples]),
         "loss_weight": torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
         "index": torch.tensor([sample.index for sample in samples]),
+        "cuts": [_cut(sample) for sample in samples],
+        "names": [sample.name for sample in samples],
+        "is_prior": [sample.is_prior for sample in samples],
+        "is_filler": [sample.weight == 0 for sample in samples],
+        "failures": [sample.failure for sample in samples if sample.failure is not None],
+        "window_place": {"first": first.window[0], "size": first.window[1]},
     }
     if first.moments is not None:
         batch["moments"] = _stack([sample.moments for sample in samples])
     else:
         batch["images"] = _stack([sample.image for sample in samples])
+    masks = [sample.mask for sample in samples]
+    given = [mask for mask in masks if mask is not None]
+    if given:  # class images beside masked ones have none
+        whole = torch.ones_like(given[0])
+        batch["mask"] = torch.stack([whole if mask is None else mask for mask in masks])
     return batch
 
 
@@ -123,6 +156,11 @@ def fits(cells: Sequence[int], size: Sequence[int]) -> bool:
     if rows < 1 or columns < 1 or height % rows or width % columns:
         return False
     return height // rows == width // columns
+
+
+def _cut(sample: Sample) -> str:
+    (height, width), (top, left) = sample.target_size, sample.crop_top_left
+    return f"{height}x{width} at {top},{left}: {sample.variant}"
 
 
 def _stack(tensors: list[Tensor | None]) -> Tensor:

@@ -5,10 +5,12 @@ Geometry of one image inside its bucket lives in ``crop.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from math import isqrt
+from typing import Any
 
 from loralab.errors import DataError, Problem
 
@@ -50,17 +52,45 @@ def square_bucket(*, area: int, step: int) -> Bucket:
     return Bucket(side, side)
 
 
-def nearest_bucket(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket:
-    """Return the bucket with the least ``|log aspect ratio|`` difference; ties go by sorted order.
+def nearest_bucket(
+    width: int, height: int, buckets: Sequence[Bucket], *, match: str = "log_ratio"
+) -> Bucket:
+    """Return the bucket of exactly this size, else the one whose shape is nearest.
 
-    The logarithm treats portrait and landscape alike; the plain difference of ratios does not.
+    Args:
+        width: Width of the image as displayed, in pixels.
+        height: Height of the image as displayed, in pixels.
+        buckets: The sizes to choose from.
+        match: ``log_ratio`` compares the logarithms of width / height, which treats portrait and
+            landscape alike; ``ratio`` compares width / height itself, as kohya-ss/sd-scripts does.
+            Ties go to the first in order of height and width, or of width and height as there.
     """
+    if Bucket(height, width) in buckets:
+        return Bucket(height, width)
+    distance, order = MATCHES[match]
+    return min(sorted(buckets, key=order), key=partial(distance, Fraction(width, height)))
 
-    def distance(bucket: Bucket) -> Fraction:  # monotone in |log ratio|, and exact
-        one, other = width * bucket.height, height * bucket.width
-        return Fraction(max(one, other), min(one, other))
 
-    return min(sorted(buckets), key=distance)
+def parse_size(text: str) -> Bucket:
+    """Return the bucket of a size as users write it, ``WIDTHxHEIGHT``."""
+    width, height = text.split("x")
+    return Bucket(int(height), int(width))
+
+
+def _log_distance(ratio: Fraction, bucket: Bucket) -> Fraction:  # monotone in it, and exact
+    quotient = ratio * bucket.height / bucket.width
+    return max(quotient, 1 / quotient)
+
+
+def _distance(ratio: Fraction, bucket: Bucket) -> Fraction:
+    return abs(Fraction(bucket.width, bucket.height) - ratio)
+
+
+# How two shapes are compared, and the order that decides a tie.
+MATCHES: dict[str, tuple[Callable[[Fraction, Bucket], Fraction], Callable[[Bucket], Any]]] = {
+    "log_ratio": (_log_distance, lambda bucket: (bucket.height, bucket.width)),
+    "ratio": (_distance, lambda bucket: (bucket.width, bucket.height)),
+}
 
 
 def _limit_problems(area: int, step: int, min_side: int, max_side: int) -> list[Problem]:

@@ -1,70 +1,98 @@
-"""VAE moments on disk, one safetensors file per image, crop and flip.
+"""VAE moments, encoded once and addressed by content.
 
-The key names everything that the moments depend on, so a changed image, crop or VAE is another key
-and an old file is never taken for a new one. Files are replaced whole: readers and several writers
-of one key need no lock.
+The key names everything that the moments depend on, so a changed image, crop, filter or VAE is
+another key and old moments are never taken for new ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
-import zlib
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
-from safetensors.torch import load, save
+from PIL import ImageColor
 from torch import Tensor
 
+from loralab.data.augment import PLAIN, Variant
 from loralab.data.batch import fits
+from loralab.data.cache_folder import cache_files
 from loralab.data.crop import CropPlan
+from loralab.data.images import PixelOptions
+from loralab.data.moment_store import FORMAT_VERSION, FileStore, MemoryStore, Store, bucket_of
 from loralab.errors import DataError, Problem
 
-FORMAT_VERSION = 1  # raise it when pixels or layout change: crop_image, dtype, tensor name
-_CONFIG_KEY = "data.latent_cache.directory"
-_LONGEST_HEADER = 4096  # bytes; ours take about 300
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+HEADER_BYTES = 300  # of a file, beside its numbers; an estimate
 
 
 class LatentCache:
-    """A folder of VAE moments addressed by content."""
+    """VAE moments of images as one VAE encodes them."""
 
-    def __init__(self, root: Path, *, vae_digest: str) -> None:
-        """Keep the folder, made on the first write, and the identity of the VAE."""
+    def __init__(
+        self,
+        root: Path | None,
+        *,
+        vae_digest: str,
+        vae_dtype: str = "fp32",
+        precision: str = "fp32",
+    ) -> None:
+        """Keep place and identity.
+
+        Args:
+            root: Folder that runs share, made on the first write; None keeps moments in memory.
+            vae_digest: Identity of the VAE: its weights and its config.
+            vae_dtype: Number format that it computes in.
+            precision: Number format that moments are kept in, a key of ``DTYPES``.
+        """
         self.root = root
         self.vae_digest = vae_digest
+        self.vae_dtype = vae_dtype
+        self.precision = precision
+        self.store: Store = MemoryStore() if root is None else FileStore(root)
 
-    def key(self, digest: str, plan: CropPlan, *, flipped: bool) -> str:
-        """Return the name of the moments of one image: a fingerprint and the bucket, ``…-HxW``."""
+    def key(
+        self,
+        digest: str,
+        plan: CropPlan,
+        variant: Variant = PLAIN,
+        *,
+        pixels: PixelOptions | None = None,
+    ) -> str:
+        """Return the name of the moments of one image: a fingerprint and the bucket, ``…-HxW``.
+
+        Args:
+            digest: Hash of the image file's bytes.
+            plan: Where it is scaled and cut.
+            variant: What is changed about it.
+            pixels: How the file becomes pixels.
+        """
+        pixels = pixels or PixelOptions()
         facts = {
             "format": FORMAT_VERSION,
-            "filter": "lanczos",
-            "vae": self.vae_digest,
+            "vae": (self.vae_digest, self.vae_dtype),
+            "precision": self.precision,
             "image": digest,
+            "background": ImageColor.getrgb(pixels.background),
+            "filter": pixels.resize_filter,
             "resized": plan.resized,
-            "top_left": (plan.top, plan.left),
+            "cut": plan.cut(variant),
             "bucket": (plan.bucket.height, plan.bucket.width),
-            "flipped": flipped,
+            "flipped": variant.flipped,
+            "color": variant.color and asdict(variant.color),
         }
         fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
         return f"{fingerprint}-{plan.bucket.height}x{plan.bucket.width}"
 
-    def path(self, key: str) -> Path:
-        """Return the file of a key."""
-        return self.root / key[:2] / f"{key}.safetensors"
-
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Return the keys to be written, each once: no file, or one that is not whole.
-
-        Looks at names, headers and lengths; ``read`` checks the contents.
+        """Return the keys to be written, each once: not there, or not whole.
 
         Raises:
             DataError: If the folder cannot be read.
         """
-        return [key for key in dict.fromkeys(keys) if not self._is_whole(key)]
+        return [key for key in dict.fromkeys(keys) if not self.store.holds(key)]
 
     def read(self, key: str) -> Tensor:
         """Return the moments of a key, shape (2C, h, w) float32: mean, then log-variance.
@@ -72,22 +100,10 @@ class LatentCache:
         Raises:
             DataError: If the file is missing, damaged or unreadable.
         """
-        path = self.path(key)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError as error:
-            sentence = f"{path} is gone from the latent cache; start the run again to rebuild it."
-            raise DataError(Problem(str(path), sentence)) from error
-        except OSError as error:
-            self._refuse("reading", error)
-        header = _parse_header(data[: 8 + _LONGEST_HEADER], len(data), key)
-        if header is None or header["__metadata__"]["crc32"] != _checksum(data):
-            sentence = f"{path} is damaged; delete it and start the run again to rebuild it."
-            raise DataError(Problem(str(path), sentence))
-        return load(data)["moments"]
+        return self.store.read(key).float()
 
     def write(self, key: str, moments: Tensor, *, source: Path | None = None) -> None:
-        """Store moments, shape (2C, h, w), as float32; another writer of the key does no harm.
+        """Keep moments, shape (2C, h, w).
 
         Args:
             key: What ``key`` returned.
@@ -99,80 +115,29 @@ class LatentCache:
         """
         assert moments.ndim == 3, moments.shape
         assert moments.shape[0] % 2 == 0, moments.shape
-        assert fits(moments.shape[1:], _bucket_of(key)), (moments.shape, key)
-        moments = moments.detach().to("cpu", torch.float32).contiguous()
+        assert fits(moments.shape[1:], bucket_of(key)), (moments.shape, key)
+        moments = moments.detach().to("cpu", DTYPES[self.precision]).contiguous()
         if not moments.isfinite().all():
             name = str(source or key)
             sentence = (
-                f"{name} is encoded to values that are not finite; encode in float32, or take the "
-                "image out."
+                f"{name} is encoded to values that are not finite in {self.precision}; take it "
+                "out, or check the VAE's weights."
             )
             raise DataError(Problem(name, sentence))
-        checksum = f"{zlib.crc32(moments.numpy().tobytes()):08x}"
-        data = save({"moments": moments}, metadata={"key": key, "crc32": checksum})
-        try:
-            _replace_file(self.path(key), data)
-        except OSError as error:
-            self._refuse("writing", error)
+        self.store.write(key, moments)
 
-    def _is_whole(self, key: str) -> bool:
-        try:
-            with self.path(key).open("rb") as file:
-                start = file.read(8 + _LONGEST_HEADER)
-                size = os.fstat(file.fileno()).st_size
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            self._refuse("reading", error)
-        return _parse_header(start, size, key) is not None
+    def bytes_needed(self, keys: Iterable[str], *, channels: int, factor: int) -> int:
+        """Return how many bytes the missing ones of these keys will take, to about a percent.
 
-    def _refuse(self, action: str, error: OSError) -> NoReturn:
-        reason = error.strerror or type(error).__name__
-        sentence = (
-            f"{_CONFIG_KEY} is {self.root}; {action} there failed ({reason}). Free space, mend its "
-            "permissions or name another folder."
-        )
-        raise DataError(Problem(_CONFIG_KEY, sentence)) from error
+        Args:
+            keys: Everything that a run will ask for.
+            channels: Channels of a latent, C.
+            factor: Pixels that one latent cell covers, along a side.
+        """
+        sizes = [bucket_of(key) for key in self.missing(keys)]
+        cells = sum((height // factor) * (width // factor) for height, width in sizes)
+        return 2 * channels * cells * DTYPES[self.precision].itemsize + HEADER_BYTES * len(sizes)
 
-
-def _replace_file(path: Path, data: bytes) -> None:
-    """Write beside the target, then swap in one step: nobody ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _parse_header(start: bytes, size: int, key: str) -> dict[str, Any] | None:
-    """Return the safetensors header if it announces the moments of ``key`` in ``size`` bytes."""
-    length = int.from_bytes(start[:8], "little")
-    try:
-        header = json.loads(start[8 : 8 + length])
-        entry, metadata = header["moments"], header["__metadata__"]
-        shape, (begin, end) = entry["shape"], entry["data_offsets"]
-        whole = (
-            size == 8 + length + end
-            and metadata["key"] == key
-            and "crc32" in metadata
-            and entry["dtype"] == "F32"
-            and len(shape) == 3
-            and shape[0] % 2 == 0
-            and fits(shape[1:], _bucket_of(key))
-            and (begin, end) == (0, 4 * shape[0] * shape[1] * shape[2])
-        )
-    except (ValueError, KeyError, TypeError):  # not JSON, or not our JSON
-        return None
-    return header if whole else None
-
-
-def _bucket_of(key: str) -> tuple[int, int]:
-    height, width = key.rsplit("-", 1)[1].split("x")
-    return int(height), int(width)
-
-
-def _checksum(data: bytes) -> str:
-    length = int.from_bytes(data[:8], "little")
-    return f"{zlib.crc32(memoryview(data)[8 + length :]):08x}"
+    def bytes_used(self) -> int:
+        """Return how many bytes the files of the cache take, whatever run wrote them."""
+        return sum(file.size for file in cache_files(self.root)) if self.root else 0

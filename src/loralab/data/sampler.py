@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch.utils.data import Sampler
 
 from loralab.data.buckets import Bucket
+from loralab.data.prior import Rotation
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,20 @@ class MicroBatch:
         epoch: The epoch that the plan belongs to.
         number: Position in the epoch's full plan, counted before the ranks share it out.
         indices: Positions in the data set, all of one bucket.
-        weights: Each sample's share of its window; a window's shares sum to 1, fillers have 0.
+        weights: Each sample's share of its window; a window's shares sum to 1 (unless they are
+            taken by count), fillers have 0.
+        step: Optimizer steps done before this one, over all epochs.
+        first: Place of its first sample among the samples of its window.
+        window_size: Samples in its window, without fillers.
     """
 
     epoch: int
     number: int
     indices: tuple[int, ...]
     weights: tuple[float, ...]
+    step: int = 0
+    first: int = 0
+    window_size: int = 0
 
 
 def epoch_plan(
@@ -43,11 +51,13 @@ def epoch_plan(
     seed: int,
     epoch: int,
     shuffle: bool,
+    rotation: Rotation | None = None,
+    by_count: bool = False,
 ) -> list[MicroBatch]:
     """Return all micro-batches of an epoch, a whole number of windows.
 
-    Each item appears once with its weight. A short last window is filled with weight-0 repeats of
-    the plan's first micro-batches, so that all ranks step together.
+    Each item appears once with its weight, unless it rests. A short last window is filled with
+    weight-0 repeats of the plan's first micro-batches, so that all ranks step together.
 
     Args:
         bucket_of: Bucket of each item.
@@ -58,21 +68,31 @@ def epoch_plan(
         seed: Seed of the run.
         epoch: Number of the epoch, from 0.
         shuffle: Whether to shuffle; otherwise buckets and their items keep their order.
+        rotation: Items that take turns from epoch to epoch.
+        by_count: Divide weights by the number of items in the micro-batch and of micro-batches in
+            a full window, as sd-scripts does, in place of the window's sum of weights.
     """
     assert len(bucket_of) == len(weights) > 0, (len(bucket_of), len(weights))
     assert all(weight > 0 for weight in weights), "an item without weight would never be learnt"
-    chunks = _chunks(bucket_of, batch_size, seed, epoch, shuffle)
-    window = world_size * accumulation
-    plan = []
-    for start in range(0, len(chunks), window):
-        group = chunks[start : start + window]
+    resting = rotation.resting(seed, epoch) if rotation is not None else frozenset[int]()
+    chunks = _chunks(bucket_of, resting, batch_size, seed, epoch, shuffle)
+    size = world_size * accumulation
+    num_windows = -(-len(chunks) // size)
+    plan: list[MicroBatch] = []
+    for window in range(num_windows):
+        start, step = window * size, epoch * num_windows + window
+        group = chunks[start : start + size]
         total = sum(weights[index] for chunk in group for index in chunk)
+        first, window_size = 0, sum(len(chunk) for chunk in group)
         for number, chunk in enumerate(group, start):
-            shares = tuple(weights[index] / total for index in chunk)
-            plan.append(MicroBatch(epoch, number, chunk, shares))
-    for number in range(len(plan), -(-len(plan) // window) * window):
-        source = plan[number % len(chunks)]
-        plan.append(replace(source, number=number, weights=(0.0,) * len(source.indices)))
+            whole = len(chunk) * size if by_count else total
+            shares = tuple(weights[index] / whole for index in chunk)
+            plan.append(MicroBatch(epoch, number, chunk, shares, step, first, window_size))
+            first += len(chunk)
+    for number in range(len(plan), num_windows * size):
+        source, step = plan[number % len(chunks)], plan[-1].step
+        shares = (0.0,) * len(source.indices)
+        plan.append(replace(source, number=number, weights=shares, step=step))
     return plan
 
 
@@ -94,6 +114,8 @@ class BucketBatchSampler(Sampler[MicroBatch]):
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = True,
+        rotation: Rotation | None = None,
+        by_count: bool = False,
     ) -> None:
         """Keep the options; ``epoch_plan`` describes them. The first epoch is 0."""
         assert 0 <= rank < world_size, (rank, world_size)
@@ -105,6 +127,8 @@ class BucketBatchSampler(Sampler[MicroBatch]):
         self.rank = rank
         self.world_size = world_size
         self.shuffle = shuffle
+        self.rotation = rotation
+        self.by_count = by_count
         self.epoch = 0
         self.position = 0
 
@@ -119,8 +143,11 @@ class BucketBatchSampler(Sampler[MicroBatch]):
 
     def __len__(self) -> int:
         """Return the micro-batches of one rank in a whole epoch, a multiple of the accumulation."""
-        counts = Counter(self.bucket_of).values()
-        chunks = sum(-(-count // self.batch_size) for count in counts)
+        resting = self.rotation.resting(self.seed, 0) if self.rotation else frozenset[int]()
+        counts = Counter(
+            bucket for index, bucket in enumerate(self.bucket_of) if index not in resting
+        )
+        chunks = sum(-(-count // self.batch_size) for count in counts.values())
         return -(-chunks // (self.world_size * self.accumulation)) * self.accumulation
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -138,6 +165,8 @@ class BucketBatchSampler(Sampler[MicroBatch]):
             seed=self.seed,
             epoch=self.epoch,
             shuffle=self.shuffle,
+            rotation=self.rotation,
+            by_count=self.by_count,
         )
         start, self.position = self.position, 0
         yield from plan[self.rank :: self.world_size][start:]
@@ -154,13 +183,19 @@ class BucketBatchSampler(Sampler[MicroBatch]):
 
 
 def _chunks(
-    bucket_of: Sequence[Bucket], batch_size: int, seed: int, epoch: int, shuffle: bool
+    bucket_of: Sequence[Bucket],
+    resting: Collection[int],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
 ) -> list[tuple[int, ...]]:
     """Cut each bucket's items into micro-batches; each bucket has a shuffling stream of its own."""
     assert batch_size >= 1, batch_size
     members: dict[Bucket, list[int]] = defaultdict(list)
     for index, bucket in enumerate(bucket_of):
-        members[bucket].append(index)
+        if index not in resting:
+            members[bucket].append(index)
     chunks: list[tuple[int, ...]] = []
     for bucket, indices in sorted(members.items()):
         if shuffle:

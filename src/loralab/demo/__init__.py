@@ -13,5 +13,10 @@ def base_dir() -> Path:
 
 
 def images_dir(split: str) -> Path:
-    """Return the folder of PNG and caption files of "train" or "validation"."""
+    """Return the folder of PNG and caption files of an image set.
+
+    Args:
+        split: "train" or "validation" of the style to learn; "subject" or "subject_validation" of
+            the subject to learn; "class", other things of the subject's class.
+    """
     return Path(__file__).parent / "images" / split

@@ -11,16 +11,30 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from loralab.diffusion.noise import sample_generator
+from loralab.diffusion.objective import Objective
+from loralab.diffusion.schedule import NoiseSchedule
+from loralab.diffusion.weighting import loss_weights
+
 from .captions import compose_caption
 from .concepts import list_canvases
 from .pipeline import save_pipeline
-from .sources import CANVASES, Subject, aspect_ratio, grayscale, read_subjects, render
+from .sources import (
+    CANVASES,
+    SEPIA,
+    Subject,
+    aspect_ratio,
+    duotone,
+    grayscale,
+    read_subjects,
+    render,
+)
 from .training import cosine_decay, load_checkpoint, save_checkpoint
 from .vae import to_tensor
 
 CANVAS_SHARES = {"square": 0.76, "tall": 0.12, "wide": 0.12}
-STYLE_WEIGHTS = {"noto": 1.0, "twemoji": 0.55, "grayscale": 1 / 3}
-DEMO_WEIGHT = 2.0  # subjects of the demo's image set are drawn twice as often
+STYLE_WEIGHTS = {"noto": 1.0, "twemoji": 0.55, "grayscale": 0.25, "sepia": 0.2}
+DEMO_WEIGHT = 1.5  # subjects of the demo's image set are drawn more often than the others
 LEARNING_RATE, EMA_DECAY, MIN_SNR_GAMMA = 1e-3, 0.999, 5.0
 
 
@@ -67,6 +81,18 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
+def build_objective(scheduler: DDIMScheduler) -> Objective:
+    """Return the min-SNR weighted error of predicted noise."""
+    schedule = NoiseSchedule.from_config(scheduler.config)
+    weights = loss_weights(
+        "min_snr",
+        schedule.snr.values,
+        prediction_type=schedule.prediction_type,
+        strength=MIN_SNR_GAMMA,
+    )
+    return Objective(schedule, weights=weights)
+
+
 def train_denoiser(
     packages: Path, work: Path, *, num_steps: int, batch_size: int, seed: int
 ) -> None:
@@ -82,15 +108,15 @@ def train_denoiser(
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
     checkpoint = work / "denoiser.pt"
     parts = {"model": model, "average": average, "optimizer": optimizer}
-    start = load_checkpoint(checkpoint, **parts)
+    progress = load_checkpoint(checkpoint, **parts)
     batches = _Batches(read_subjects(packages), vae, tokenizer, seed)
     scheduler = build_scheduler()
+    objective = build_objective(scheduler)
     running = 0.0
-    for step in range(start, num_steps):
+    for step in progress.steps(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * cosine_decay(step, num_steps, warmup_steps=100)
-        batch = batches.sample(batch_size, step)
-        loss = _denoising_loss(model, scheduler, batch, seed * 1_000_003 + step)
+        loss = _denoising_loss(model, objective, batches.sample(batch_size, step), seed, step)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -101,8 +127,9 @@ def train_denoiser(
             print(f"denoiser step {step + 1}/{num_steps} loss {running / 50:.4f}", flush=True)
             running = 0.0
         if step % 100 == 99 or step + 1 == num_steps:
-            save_checkpoint(checkpoint, step + 1, **parts)
+            save_checkpoint(checkpoint, progress, **parts)
             save_pipeline(work / "pipeline", vae, average["unet"], average["text"], work, scheduler)
+    print(f"denoiser {progress.cpu_minutes():.1f} CPU minutes", flush=True)
 
 
 @dataclass(frozen=True)
@@ -122,6 +149,7 @@ class _Batches:
         self.tokenizer, self.seed = tokenizer, seed
         self.demo_labels = {*list_canvases("train"), *list_canvases("validation")}
         self.entries: dict[str, list[tuple[Subject, str]]] = {}
+        self.weights: dict[str, list[float]] = {}
         self.latents: dict[str, Tensor] = {}
         for canvas in CANVASES:
             entries = [(s, style) for s in subjects for style in STYLE_WEIGHTS if _suits(s, canvas)]
@@ -129,14 +157,14 @@ class _Batches:
             with torch.no_grad():
                 latents = [vae.encode(chunk).latent_dist.mean for chunk in images.split(64)]
             self.entries[canvas], self.latents[canvas] = entries, torch.cat(latents)
+            self.weights[canvas] = [self._weight(*entry) for entry in entries]
             print(f"{canvas}: {len(entries)} latents, std {self.latents[canvas].std():.2f}")
 
     def sample(self, size: int, step: int) -> Batch:
         draw = random.Random(self.seed * 1_000_003 + step)
         [canvas] = draw.choices(list(CANVAS_SHARES), list(CANVAS_SHARES.values()))
         entries = self.entries[canvas]
-        weights = [self._weight(subject, style) for subject, style in entries]
-        chosen = draw.choices(range(len(entries)), weights, k=size)
+        chosen = draw.choices(range(len(entries)), self.weights[canvas], k=size)
         captions = [compose_caption(entries[i][0].parts, entries[i][1], draw) for i in chosen]
         tokens = self.tokenizer(
             captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
@@ -154,27 +182,28 @@ def _suits(subject: Subject, canvas: str) -> bool:
 
 
 def _render(subject: Subject, style: str, canvas: str) -> Image.Image:
-    tile = subject.tiles["noto" if style == "grayscale" else style]
-    image = render(tile, canvas)
-    return grayscale(image) if style == "grayscale" else image
+    image = render(subject.tiles["twemoji" if style == "twemoji" else "noto"], canvas)
+    match style:
+        case "grayscale":
+            return grayscale(image)
+        case "sepia":
+            return duotone(image, SEPIA)
+    return image
 
 
 def _denoising_loss(
-    model: nn.ModuleDict, scheduler: DDIMScheduler, batch: Batch, seed: int
+    model: nn.ModuleDict, objective: Objective, batch: Batch, seed: int, step: int
 ) -> Tensor:
-    """Return the min-SNR weighted error of predicted noise (Hang et al. 2023, eq. 5)."""
-    generator = torch.Generator().manual_seed(seed)
+    """Return the loss of a batch at timesteps spread evenly over the range."""
     size = len(batch.latents)
-    strata = (torch.arange(size) + torch.rand(size, generator=generator)) / size
-    timesteps = (strata * 1000).long()
-    noise = torch.randn(batch.latents.shape, generator=generator)
-    noisy = scheduler.add_noise(batch.latents, noise, timesteps)
+    generators = [sample_generator(seed, step, str(i), "pretrain") for i in range(size)]
+    jitter = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+    timesteps = ((torch.arange(size) + jitter) / size * objective.schedule.num_timesteps).long()
+    sample = objective.draw(batch.latents, generators, timesteps=timesteps)
     context = model["text"](batch.token_ids).last_hidden_state
-    prediction = model["unet"](noisy, timesteps, context).sample
-    signal = scheduler.alphas_cumprod[timesteps]
-    snr = signal / (1 - signal)
-    weights = snr.clamp(max=MIN_SNR_GAMMA) / snr
-    return (weights * (prediction - noise).square().mean((1, 2, 3))).mean()
+    prediction = model["unet"](sample.noisy, sample.timesteps, context).sample
+    weight = torch.full((size,), 1 / size)
+    return objective(prediction, batch.latents, sample, weight=weight).loss
 
 
 @torch.no_grad()

@@ -1,40 +1,42 @@
-"""Make the embedded demo: tokenizer, autoencoder, denoiser, image set.
+"""Make the embedded demo: tokenizer, autoencoder, denoiser, image sets.
 
-Run the stages in order. They take about 50 minutes of one CPU thread: 14 for the autoencoder, 35
-for the denoiser, which sees a subject of the image set about 800 times, any other half as often:
+Run the stages in order, one CPU thread each. CREDITS.md states what they cost:
 
     python -m loralab.demo.pretrain tokenizer --packages node_modules --work outputs/pretrain
     python -m loralab.demo.pretrain vae       --packages node_modules --work outputs/pretrain
+    python -m loralab.demo.pretrain decoder   --packages node_modules --work outputs/pretrain
     python -m loralab.demo.pretrain denoiser  --packages node_modules --work outputs/pretrain
     python -m loralab.demo.pretrain images    --packages node_modules --work outputs/pretrain
+    python -m loralab.demo.pretrain icons     --packages node_modules --work outputs/pretrain
     python -m loralab.demo.pretrain export    --packages node_modules --work outputs/pretrain
 
 `--packages` is a node_modules folder with the npm packages of CREDITS.md, which also states their
 licences (Apache-2.0, CC-BY 4.0, MIT). Line icons need the Python package resvg_py. A stage that was
 interrupted goes on from its checkpoint; every draw depends on `--seed` and the step alone.
-
-The shipped weights came about by this recipe with changes made under way, so a new run gives a
-model of the same kind, not the same bytes. The colour term of the autoencoder's loss joined at step
-1500. The denoiser took 3000 steps: up to step 700 of 64 images with equal weights of all subjects,
-then of 32; its first 400 steps used an earlier autoencoder. Tokenizer and the first 200 steps also
-saw 92 further subjects.
 """
 
 import argparse
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from .captions import train_tokenizer
 from .denoiser import STYLE_WEIGHTS, train_denoiser
+from .icons import write_icons
 from .images import write_images
 from .sources import read_subjects, read_vocabulary
-from .vae import train_vae
+from .vae import refine_decoder, train_vae
 
-STAGES = ("tokenizer", "vae", "denoiser", "images", "export")
-NUM_STEPS = {"vae": 2200, "denoiser": 3700}
-BATCH_SIZES = {"vae": 16, "denoiser": 32}
+TRAINED_STAGES: dict[str, Callable[..., None]] = {
+    "vae": train_vae,
+    "decoder": refine_decoder,
+    "denoiser": train_denoiser,
+}
+NUM_STEPS = {"vae": 2200, "decoder": 1000, "denoiser": 7500}
+BATCH_SIZES = {"vae": 16, "decoder": 16, "denoiser": 32}
+STAGES = ("tokenizer", *TRAINED_STAGES, "images", "icons", "export")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,11 +49,12 @@ def main(arguments: list[str] | None = None) -> None:
             make_tokenizer(options.packages, options.work)
         case "images":
             write_images(options.packages, options.work / "images")
+        case "icons":
+            write_icons(options.packages, options.work / "icons")
         case "export":
             export(options.work, options.target)
         case stage:
-            train = train_vae if stage == "vae" else train_denoiser
-            train(
+            TRAINED_STAGES[stage](
                 options.packages,
                 options.work,
                 num_steps=options.steps or NUM_STEPS[stage],
@@ -69,8 +72,8 @@ def make_tokenizer(packages: Path, work: Path) -> None:
 
 
 def export(work: Path, target: Path) -> None:
-    """Copy the averaged pipeline and, if written, the image set from `work` into the package."""
-    for source, name in (("pipeline", "base"), ("images", "images")):
+    """Copy the averaged pipeline and, if written, images and icons from `work` to the package."""
+    for source, name in (("pipeline", "base"), ("images", "images"), ("icons", "icons")):
         if (work / source).is_dir():
             shutil.rmtree(target / name, ignore_errors=True)
             shutil.copytree(work / source, target / name)

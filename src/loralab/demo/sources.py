@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from .concepts import list_concepts, plain_name
+from .concepts import HEADLESS, list_concepts, plain_name
 
 TILE = 64  # pixels of one sprite; the sheets put it on a grid of TILE + 2
 CANVASES = {"square": (64, 64), "tall": (80, 48), "wide": (48, 80)}  # (height, width) in pixels
@@ -24,11 +24,13 @@ SHEETS = {"noto": "google", "twemoji": "twitter"}
 LINE_ICONS = "@iconify-json/fluent-emoji-high-contrast/icons.json"
 Colour = tuple[int, int, int]
 CYANOTYPE: tuple[Colour, Colour] = ((6, 34, 92), (52, 128, 192))  # Prussian blue, its half tone
+SEPIA: tuple[Colour, Colour] = ((70, 36, 12), (176, 128, 78))
 # Tags that say nothing about the picture, or too much about its use.
 UNHELPFUL_TAGS = """
 alcohol bar beach birthday booze celebration closed club comic cool dessert dressed drinks education
-engagement entertainment eye fairy fairytale fantasy fast feels funny halloween heart hot hungry ily
-lab love monster ornithology pot restaurant romance shopping sick space tale travel win zodiac
+emotion engagement entertainment extraterrestrial eye fairy fairytale fantasy farm fast feels funny
+halloween heart home hot hungry ily japanese lab love monster ornithology pot religion restaurant
+romance school shopping sick space tale teeth travel video win zodiac
 """
 
 
@@ -61,10 +63,16 @@ def read_subjects(packages: Path) -> list[Subject]:
     return subjects
 
 
+def find_codes(packages: Path) -> dict[str, str]:
+    """Return a mapping from every emoji's label to its code, such as "1F34E"."""
+    return {record["label"]: record["hexcode"] for record in _read_words(packages)}
+
+
 def caption_parts(label: str, category: str, tags: list[str]) -> tuple[str, ...]:
     """Return name, head noun, category and at most one further tag, without repeats."""
     name = plain_name(label)
-    head = re.split(" with | of | in | on ", name)[0].split()[-1]
+    words = re.split(" with | of | in | on ", name)[0].split()
+    head = name if name in HEADLESS.split("; ") else words[-1]
     further = [tag for tag in tags if tag not in UNHELPFUL_TAGS.split() and tag not in name.split()]
     parts = dict.fromkeys([name, head, category])
     parts.update(dict.fromkeys(further[:1]))

@@ -1,6 +1,7 @@
 """Train the tiny autoencoder on every style, then give its latents zero mean and unit variance."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ from .sources import (
     grayscale,
     read_line_icons,
 )
-from .training import cosine_decay, load_checkpoint, save_checkpoint
+from .training import Progress, cosine_decay, load_checkpoint, save_checkpoint
 
 SHEET_STYLES = tuple(SHEETS)
 STYLE_SHARES = {"noto": 0.34, "twemoji": 0.24, "grayscale": 0.1, "line": 0.1, "duotone": 0.22}
+LARGEST_LATENT_ERROR = 0.3  # of latents with unit variance
+REFINING_OFFSET = 1_000_000  # its pictures are others than those of the first training
 
 
 def build_vae() -> AutoencoderKL:
@@ -45,30 +48,75 @@ def train_vae(packages: Path, work: Path, *, num_steps: int, batch_size: int, se
     """Train the autoencoder and save it to `work`/vae; resume from a checkpoint if there is one."""
     torch.manual_seed(seed)
     vae = build_vae().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
-    checkpoint = work / "vae.pt"
-    start = load_checkpoint(checkpoint, vae=vae, optimizer=optimizer)
     pictures = _Pictures(packages, seed)
-    for step in range(start, num_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * cosine_decay(step, num_steps, warmup_steps=50)
-        images = pictures.sample_batch(batch_size, step)
+
+    def loss_of(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        loss = _reconstruction_loss(vae, images, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        if step % 100 == 99:
-            print(f"vae step {step + 1}/{num_steps} loss {float(loss.detach()):.4f}", flush=True)
-        if step % 500 == 499:
-            save_checkpoint(checkpoint, step + 1, vae=vae, optimizer=optimizer)
+        return _reconstruction_loss(vae, pictures.sample_batch(batch_size, step), generator)
+
+    progress = _fit(vae, work / "vae.pt", loss_of, num_steps=num_steps, peak_rate=2e-3)
     vae.eval()
     normalize_latents(vae, pictures.sample_batch(512, seed, shares={"noto": 1, "twemoji": 1}))
+    _save(vae, work, pictures, progress)
+
+
+def refine_decoder(
+    packages: Path, work: Path, *, num_steps: int, batch_size: int, seed: int
+) -> None:
+    """Teach the decoder of `work`/vae to read latents that are slightly off, as a sampler's are.
+
+    Without this, samples look mottled. The encoder stays as it is, and so do the latents that a
+    denoiser is trained on. Resumes from a checkpoint if there is one.
+    """
+    vae = AutoencoderKL.from_pretrained(work / "vae").requires_grad_(False)
+    for part in (vae.decoder, vae.post_quant_conv):
+        part.requires_grad_(True)
+    pictures = _Pictures(packages, seed)
+
+    def loss_of(step: int) -> Tensor:
+        images = pictures.sample_batch(batch_size, REFINING_OFFSET + step)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + REFINING_OFFSET + step)
+        return _noisy_decoding_loss(vae, images, generator)
+
+    progress = _fit(vae, work / "decoder.pt", loss_of, num_steps=num_steps, peak_rate=1e-3)
+    _save(vae.eval(), work, pictures, progress)
+
+
+def _fit(
+    vae: AutoencoderKL,
+    checkpoint: Path,
+    loss_of: Callable[[int], Tensor],
+    *,
+    num_steps: int,
+    peak_rate: float,
+) -> Progress:
+    """Minimise the loss by what of the autoencoder is trainable."""
+    parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=peak_rate, weight_decay=0.0)
+    progress = load_checkpoint(checkpoint, vae=vae, optimizer=optimizer)
+    for step in progress.steps(num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = peak_rate * cosine_decay(step, num_steps, warmup_steps=50)
+        loss = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if step % 100 == 99:
+            stage = checkpoint.stem
+            print(
+                f"{stage} step {step + 1}/{num_steps} loss {float(loss.detach()):.4f}", flush=True
+            )
+            save_checkpoint(checkpoint, progress, vae=vae, optimizer=optimizer)
+    return progress
+
+
+def _save(vae: AutoencoderKL, work: Path, pictures: "_Pictures", progress: Progress) -> None:
     vae.save_pretrained(work / "vae")
     for style in STYLE_SHARES:
-        images = pictures.sample_batch(128, seed + 1, shares={style: 1})
-        print(f"vae {style}: {measure_psnr(vae, images):.1f} dB", flush=True)
+        images = pictures.sample_batch(128, pictures.seed + 1, shares={style: 1})
+        print(f"{style}: {measure_psnr(vae, images):.1f} dB", flush=True)
+    print(f"{progress.cpu_minutes():.1f} CPU minutes", flush=True)
 
 
 def _reconstruction_loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -78,6 +126,15 @@ def _reconstruction_loss(vae: AutoencoderKL, images: Tensor, generator: torch.Ge
     chroma_error = error - error.mean(1, keepdim=True)
     divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     return _distance(error) + 2 * _distance(chroma_error) + 1e-5 * divergence
+
+
+def _noisy_decoding_loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
+    with torch.no_grad():
+        latents = vae.encode(images).latent_dist.mean
+    sigma = torch.rand(len(latents), 1, 1, 1, generator=generator) * LARGEST_LATENT_ERROR
+    noise = torch.randn(latents.shape, generator=generator)
+    error = vae.decode(latents + sigma * noise).sample - images
+    return _distance(error) + 2 * _distance(error - error.mean(1, keepdim=True))
 
 
 def _distance(error: Tensor) -> Tensor:

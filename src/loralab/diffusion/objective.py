@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from loralab.diffusion.noise import draw_noise
+from loralab.diffusion.losses import LOSSES, masked_mean
+from loralab.diffusion.noise import InputPerturbation, NoiseRecipe
 from loralab.diffusion.schedule import NoiseSchedule
-from loralab.diffusion.timesteps import uniform_timesteps
-from loralab.diffusion.weighting import WEIGHTINGS, loss_weights
+from loralab.diffusion.tables import TimestepTable
+from loralab.diffusion.timesteps import TimestepSampler, WindowPlace
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class NoisyLatents:
 
     Attributes:
         noisy: (B, C, h, w) float32.
-        noise: (B, C, h, w) float32, standard normal.
+        noise: (B, C, h, w) float32, the noise that the target is made of.
         timesteps: (B,) int64.
     """
 
@@ -39,8 +40,8 @@ class LossTerms:
 
     Attributes:
         loss: () this micro-batch's share of its window's loss; the value to differentiate.
-        per_sample: (B,) error after the weighting of timesteps, before the sample's share.
-        error: (B,) plain mean squared error, without a gradient: for logs.
+        per_sample: (B,) loss after the weighting of timesteps, before the sample's share.
+        error: (B,) plain mean squared error where the mask is, without a gradient: for logs.
     """
 
     loss: Tensor
@@ -48,38 +49,67 @@ class LossTerms:
     error: Tensor
 
 
+@dataclass(frozen=True)
+class LossRecipe:
+    """What a wrong prediction costs.
+
+    Attributes:
+        kind: A key of `loralab.diffusion.losses.LOSSES`.
+        preservation: What of the base's own prediction is kept: ``"none"``, ``"output"`` or
+            ``"outside_mask"``.
+        preservation_weight: Weight of the mean squared distance from the base's prediction.
+        by_area: A masked sample's loss is the mean over its mask; else over all cells.
+    """
+
+    kind: str = "l2"
+    preservation: str = "none"
+    preservation_weight: float = 1.0
+    by_area: bool = True
+
+
 class Objective(nn.Module):
-    """Mean squared error between a prediction and the schedule's target, weighed by timestep."""
+    """Distance between a prediction and the schedule's target, weighed by timestep."""
 
     def __init__(
         self,
         schedule: NoiseSchedule,
         *,
-        weighting: str = "constant",
-        min_snr_gamma: float = 5.0,
-        min_timestep: int = 0,
-        max_timestep: int = 1000,
+        loss: LossRecipe | None = None,
+        weights: Tensor | None = None,
+        thresholds: Tensor | None = None,
+        timesteps: TimestepSampler | None = None,
+        noise: NoiseRecipe | None = None,
+        perturbation: InputPerturbation | None = None,
     ) -> None:
-        """Put the parts together.
+        """Put the parts together; without options, the mean squared error at uniform timesteps.
 
         Args:
             schedule: The base model's own noise schedule.
-            weighting: A key of `loralab.diffusion.weighting.WEIGHTINGS`.
-            min_snr_gamma: The cap of ``"min_snr"``; above 0.
-            min_timestep: Smallest timestep drawn.
-            max_timestep: One above the largest timestep drawn.
+            loss: What a wrong prediction costs.
+            weights: (T,) how much each timestep counts; None counts all alike.
+            thresholds: (T,) where a Huber loss turns from square to straight; None is 1.
+            timesteps: Which timesteps are drawn; within the schedule.
+            noise: What noise is drawn.
+            perturbation: What more is added to the model's input.
         """
         super().__init__()
-        assert weighting in WEIGHTINGS, weighting
-        assert min_snr_gamma > 0, min_snr_gamma
-        assert 0 <= min_timestep < max_timestep <= schedule.num_timesteps, (
-            f"timesteps [{min_timestep}, {max_timestep}) of {schedule.num_timesteps}"
-        )
+        ones = torch.ones(schedule.num_timesteps)
         self.schedule = schedule
-        self.weighting = weighting
-        self.min_snr_gamma = min_snr_gamma
-        self.min_timestep = min_timestep
-        self.max_timestep = max_timestep
+        self.loss = loss or LossRecipe()
+        self.weights = TimestepTable(ones if weights is None else weights)
+        self.thresholds = TimestepTable(ones if thresholds is None else thresholds)
+        self.timesteps = timesteps or TimestepSampler(high=schedule.num_timesteps)
+        self.noise = noise or NoiseRecipe()
+        self.perturbation = perturbation or InputPerturbation()
+        assert len(self.weights) == len(self.thresholds) == schedule.num_timesteps
+        assert self.timesteps.high <= schedule.num_timesteps, (
+            f"timesteps below {self.timesteps.high} of {schedule.num_timesteps}"
+        )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Tell whether the base's own prediction is compared with."""
+        return self.loss.preservation != "none"
 
     def draw(
         self,
@@ -88,6 +118,7 @@ class Objective(nn.Module):
         *,
         timesteps: Tensor | None = None,
         noise: Tensor | None = None,
+        window: WindowPlace | None = None,
     ) -> NoisyLatents:
         """Draw timesteps and noise, or take recorded ones, and mix.
 
@@ -98,7 +129,8 @@ class Objective(nn.Module):
             latents: (B, C, h, w) scaled latents, any float dtype.
             generators: B CPU generators, one per sample; not read when both others are given.
             timesteps: (B,) int64 in [0, T) to use in place of drawn ones.
-            noise: (B, C, h, w) to use in place of drawn noise.
+            noise: (B, C, h, w) to use in place of drawn noise; it is not perturbed.
+            window: Where these samples stand in their window, for timesteps spread over it.
 
         Returns:
             The sample, on the device of `latents`.
@@ -106,16 +138,26 @@ class Objective(nn.Module):
         if timesteps is None or noise is None:
             # Timesteps first and always: a draw's place in the stream must not depend on the image
             # size or on what was recorded.
-            drawn = uniform_timesteps(generators, low=self.min_timestep, high=self.max_timestep)
+            drawn = self.timesteps(generators, window)
             timesteps = drawn if timesteps is None else timesteps
-            noise = draw_noise(latents.shape, generators) if noise is None else noise
         timesteps = timesteps.to(latents.device)
-        noise = noise.to(latents.device, torch.float32)
-        noisy = self.schedule.add_noise(latents, noise, timesteps)
+        if noise is None:
+            noise = self.noise.draw(latents, generators)
+            shown = self.perturbation(noise, generators)
+        else:
+            noise = shown = noise.to(latents.device, torch.float32)
+        noisy = self.schedule.add_noise(latents, shown, timesteps)
         return NoisyLatents(noisy=noisy, noise=noise, timesteps=timesteps)
 
     def forward(
-        self, prediction: Tensor, latents: Tensor, sample: NoisyLatents, *, weight: Tensor
+        self,
+        prediction: Tensor,
+        latents: Tensor,
+        sample: NoisyLatents,
+        *,
+        weight: Tensor,
+        mask: Tensor | None = None,
+        teacher: Tensor | None = None,
     ) -> LossTerms:
         """Return the loss of a prediction, computed in float32.
 
@@ -128,18 +170,31 @@ class Objective(nn.Module):
             latents: (B, C, h, w) the latents that `sample` was drawn from.
             sample: What `draw` returned.
             weight: (B,) share of each sample; 0 for a filler.
+            mask: (B, 1, h, w) in [0, 1], where the prediction is compared; None is everywhere.
+            teacher: (B, C, h, w) the base's answer to ``sample.noisy``, to stay near to.
         """
         assert prediction.shape == latents.shape, (prediction.shape, latents.shape)
         assert weight.shape == latents.shape[:1], (weight.shape, latents.shape)
+        assert teacher is None or self.needs_teacher, self.loss.preservation
+        prediction = prediction.float()
         target = self.schedule.target(latents, sample.noise, sample.timesteps)
-        error = (prediction.float() - target).square().flatten(1).mean(dim=1)  # (B,)
-        per_sample = error * loss_weights(
-            self.weighting,
-            self.schedule.snr(sample.timesteps),
-            gamma=self.min_snr_gamma,
-            prediction_type=self.schedule.prediction_type,
-        )
+        difference, by_area = prediction - target, self.loss.by_area
+        threshold = self.thresholds(sample.timesteps).view(-1, 1, 1, 1)
+        losses = LOSSES[self.loss.kind](difference, threshold)  # (B, C, h, w)
+        per_sample = masked_mean(losses, mask, by_area=by_area)  # (B,)
+        if teacher is not None:
+            distance = (prediction - teacher.float()).square()
+            kept = masked_mean(distance, self._kept_area(distance, mask))
+            per_sample = per_sample + self.loss.preservation_weight * kept
+        per_sample = per_sample * self.weights(sample.timesteps)
         share = weight.to(per_sample.device, torch.float32)
-        return LossTerms(
-            loss=(share * per_sample).sum(), per_sample=per_sample, error=error.detach()
-        )
+        error = masked_mean(difference.detach().square(), mask, by_area=by_area)
+        return LossTerms(loss=(share * per_sample).sum(), per_sample=per_sample, error=error)
+
+    def _kept_area(self, distance: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Return where the base's prediction is kept, (B, 1, h, w); None is everywhere."""
+        if self.loss.preservation == "output":
+            return None
+        if mask is None:  # of class images alone, say: all is learnt, and nothing is outside
+            return torch.zeros_like(distance[:, :1])
+        return 1.0 - mask

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from loralab.diffusion.tables import TimestepTable
+from loralab.diffusion.targets import TARGETS
 from loralab.errors import ModelError, Problem
-
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 CONFIG_FILE = "scheduler/scheduler_config.json"
 """Where a model folder keeps the mapping that `NoiseSchedule.from_config` reads."""
@@ -25,49 +25,70 @@ CONFIG_FILE = "scheduler/scheduler_config.json"
 class NoiseSchedule(nn.Module):
     """Mixes latents with noise, and says what the model is asked to predict.
 
-    With ``a = alphas_cumprod[t]``: ``noisy = sqrt(a) * latents + sqrt(1 - a) * noise``
-    (Ho et al., 2020, "DDPM", equation 4, https://arxiv.org/abs/2006.11239).
-
-    All arithmetic and all results are float32, also for inputs in half precision. Moving the
-    module to another dtype leaves its tables in float32; moving it to a device moves them.
+    ``noisy = signal[t] * latents + sigma[t] * noise``. All arithmetic and all results are float32,
+    also for inputs in half precision.
 
     Attributes:
-        prediction_type: ``"epsilon"`` (the noise) or ``"v_prediction"`` (the velocity).
-        alphas_cumprod: (T,) float32; share of signal variance at each timestep, descending.
+        prediction_type: A key of `loralab.diffusion.targets.TARGETS`.
+        signal: Factor of the latents, by timestep.
+        sigma: Factor of the noise, by timestep.
+        snr: Signal-to-noise ratio ``(signal / sigma) ** 2``, by timestep, descending.
     """
 
-    alphas_cumprod: Tensor
-    sqrt_alphas_cumprod: Tensor
-    sqrt_one_minus_alphas_cumprod: Tensor
-    snr_table: Tensor
-
-    def __init__(self, *, betas: Tensor, prediction_type: str) -> None:
-        """Compute the tables.
+    def __init__(self, *, signal: Tensor, sigma: Tensor, prediction_type: str) -> None:
+        """Keep the tables.
 
         Args:
-            betas: (T,) variance of the noise added at each timestep, in (0, 1]; give float64.
-            prediction_type: One of `PREDICTION_TYPES`.
+            signal: (T,) descending, in [0, 1); give float64.
+            sigma: (T,) ascending, in (0, 1]; give float64.
+            prediction_type: What the model predicts.
         """
         super().__init__()
-        assert prediction_type in PREDICTION_TYPES, prediction_type
+        assert prediction_type in TARGETS, prediction_type
+        assert signal.shape == sigma.shape, (signal.shape, sigma.shape)
+        # Pure noise tells nothing about itself, and its loss weight would be 0 / 0.
+        assert prediction_type != "epsilon" or signal[-1] > 0, "epsilon at zero SNR"
+        self.prediction_type = prediction_type
+        self.signal = TimestepTable(signal)
+        self.sigma = TimestepTable(sigma)
+        self.snr = TimestepTable((signal / sigma).square())
+
+    @classmethod
+    def from_betas(cls, betas: Tensor, *, prediction_type: str) -> NoiseSchedule:
+        """Return the schedule that keeps the variance: ``signal ** 2 + sigma ** 2 == 1``.
+
+        Ho et al., 2020, "DDPM", equation 4, https://arxiv.org/abs/2006.11239.
+
+        Args:
+            betas: (T,) variance of the noise added at each timestep, in (0, 1].
+            prediction_type: Any but ``"flow_prediction"``.
+        """
+        assert prediction_type != "flow_prediction", "a flow mixes otherwise"
         assert betas.dim() == 1, betas.shape
         assert bool(((betas > 0) & (betas <= 1)).all()), "a beta is outside (0, 1]"
         alphas_cumprod = torch.cumprod(1.0 - betas.double(), dim=0)
-        # Pure noise tells nothing about itself, and its loss weight would be 0 / 0.
-        assert prediction_type != "epsilon" or alphas_cumprod[-1] > 0, "epsilon at zero SNR"
-        self.prediction_type = prediction_type
-        tables = {
-            "alphas_cumprod": alphas_cumprod,
-            "sqrt_alphas_cumprod": alphas_cumprod.sqrt(),
-            "sqrt_one_minus_alphas_cumprod": (1.0 - alphas_cumprod).sqrt(),
-            "snr_table": alphas_cumprod / (1.0 - alphas_cumprod),
-        }
-        for name, table in tables.items():
-            self.register_buffer(name, table.float(), persistent=False)
+        return cls(
+            signal=alphas_cumprod.sqrt(),
+            sigma=(1.0 - alphas_cumprod).sqrt(),
+            prediction_type=prediction_type,
+        )
+
+    @classmethod
+    def rectified_flow(cls, num_timesteps: int) -> NoiseSchedule:
+        """Return the straight path from the latents to pure noise: ``sigma = (t + 1) / T``.
+
+        Liu et al., 2022, "Flow Straight and Fast", https://arxiv.org/abs/2209.03003.
+        """
+        sigma = torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        return cls(signal=1.0 - sigma, sigma=sigma, prediction_type="flow_prediction")
 
     @classmethod
     def from_config(
-        cls, config: Mapping[str, Any], *, prediction_type: str | None = None
+        cls,
+        config: Mapping[str, Any],
+        *,
+        prediction_type: str | None = None,
+        zero_terminal_snr: bool | None = None,
     ) -> NoiseSchedule:
         """Read a model's own schedule from its scheduler file.
 
@@ -75,23 +96,28 @@ class NoiseSchedule(nn.Module):
             config: Content of ``scheduler/scheduler_config.json`` in the spelling of diffusers.
             prediction_type: Overrules the file's value; None trusts the file. A file without the
                 field means ``"epsilon"``: it is older than the field.
+            zero_terminal_snr: Overrules the file's ``rescale_betas_zero_snr``; None trusts it.
 
         Raises:
             ModelError: A field is missing or its value unknown; every such problem is named.
         """
         chosen = prediction_type or config.get("prediction_type", "epsilon")
-        problems = _config_problems(config, chosen)
+        if zero_terminal_snr is None:
+            zero_terminal_snr = config.get("rescale_betas_zero_snr", False)
+        problems = _config_problems(config, chosen, zero_terminal_snr)
         if problems:
             raise ModelError(*problems)
+        if chosen == "flow_prediction":
+            return cls.rectified_flow(config.get("num_train_timesteps", 1000))
         betas = _betas_from_config(config)
-        if config.get("rescale_betas_zero_snr", False):
+        if zero_terminal_snr:
             betas = rescale_to_zero_snr(betas)
-        return cls(betas=betas, prediction_type=chosen)
+        return cls.from_betas(betas, prediction_type=chosen)
 
     @property
     def num_timesteps(self) -> int:
         """Length T of the schedule; timesteps are 0 (nearly clean) to T - 1 (nearly noise)."""
-        return self.alphas_cumprod.shape[0]
+        return len(self.snr)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return the noisy latents of each sample at its timestep.
@@ -107,24 +133,10 @@ class NoiseSchedule(nn.Module):
         signal, sigma = self._coefficients(latents, noise, timesteps)
         return signal * latents.float() + sigma * noise.float()
 
-    def velocity(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return ``v = sqrt(a) * noise - sqrt(1 - a) * latents``, (B, C, h, w) float32.
-
-        Shapes as in `add_noise`. Salimans & Ho, 2022, "Progressive Distillation", section 4,
-        https://arxiv.org/abs/2202.00512.
-        """
-        signal, sigma = self._coefficients(latents, noise, timesteps)
-        return signal * noise.float() - sigma * latents.float()
-
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return what the model should predict, (B, C, h, w) float32; shapes as in `add_noise`."""
-        if self.prediction_type == "v_prediction":
-            return self.velocity(latents, noise, timesteps)
-        return noise.float()
-
-    def snr(self, timesteps: Tensor) -> Tensor:
-        """Return the signal-to-noise ratio ``a / (1 - a)``: (B,) int64 -> (B,) float32."""
-        return self.snr_table[timesteps]
+        signal, sigma = self._coefficients(latents, noise, timesteps)
+        return TARGETS[self.prediction_type](latents.float(), noise.float(), signal, sigma)
 
     def _coefficients(
         self, latents: Tensor, noise: Tensor, timesteps: Tensor
@@ -133,17 +145,7 @@ class NoiseSchedule(nn.Module):
         assert timesteps.shape == latents.shape[:1], (timesteps.shape, latents.shape)
         # One dimension per sample, or broadcasting would spread it over the width.
         shape = (-1, *[1] * (latents.dim() - 1))
-        signal = self.sqrt_alphas_cumprod[timesteps].view(shape)
-        sigma = self.sqrt_one_minus_alphas_cumprod[timesteps].view(shape)
-        return signal, sigma
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Let `.to()`, `.half()` and their kin change the device of the tables, never the dtype."""
-        tables = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, table in tables.items():
-            setattr(self, name, table.to(device=getattr(self, name).device))
-        return self
+        return self.signal(timesteps).view(shape), self.sigma(timesteps).view(shape)
 
 
 def rescale_to_zero_snr(betas: Tensor) -> Tensor:
@@ -189,14 +191,16 @@ def _betas_from_config(config: Mapping[str, Any]) -> Tensor:
     return betas(config["beta_start"], config["beta_end"], config["num_train_timesteps"])
 
 
-def _config_problems(config: Mapping[str, Any], prediction_type: str) -> list[Problem]:
+def _config_problems(
+    config: Mapping[str, Any], prediction_type: str, zero_terminal_snr: bool
+) -> list[Problem]:
     messages = []
-    if prediction_type not in PREDICTION_TYPES:
+    if prediction_type not in TARGETS:
         messages.append(
             f"{CONFIG_FILE}: prediction_type is {prediction_type!r}; "
-            f"it must be one of {', '.join(PREDICTION_TYPES)}. Set model.prediction_type."
+            f"it must be one of {', '.join(TARGETS)}. Set model.prediction_type."
         )
-    if config.get("trained_betas") is None:
+    if config.get("trained_betas") is None and prediction_type != "flow_prediction":
         needed = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
         messages += [
             f"{CONFIG_FILE}: {field} is missing; copy the file that belongs to the base model."
@@ -209,7 +213,7 @@ def _config_problems(config: Mapping[str, Any], prediction_type: str) -> list[Pr
                 f"{CONFIG_FILE}: beta_schedule is {schedule!r}; it must be one of "
                 f"{', '.join(BETA_SCHEDULES)}. Use a Stable Diffusion base model."
             )
-    if config.get("rescale_betas_zero_snr", False) and prediction_type == "epsilon":
+    if zero_terminal_snr and prediction_type == "epsilon":
         messages.append(
             f"{CONFIG_FILE}: rescale_betas_zero_snr is true, which leaves an epsilon model nothing "
             "to predict from at the last timestep; set model.prediction_type to v_prediction."

@@ -1,4 +1,4 @@
-"""The VAE: images to moments, moments to latents, latents to images. Always float32."""
+"""The VAE: images to moments, moments to latents, latents to images; float32 goes in and out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOG_VARIANCE_RANGE = (-30.0, 20.0)  # diffusers' DiagonalGaussianDistribution cl
 
 
 class LatentCodec(nn.Module):
-    """Encode and decode with a frozen ``AutoencoderKL``.
+    """Encode and decode with a frozen ``AutoencoderKL``, in the dtype of its weights.
 
     Runs outside autocast, because half precision overflows in the SD VAEs.
     """
@@ -26,20 +26,19 @@ class LatentCodec(nn.Module):
     def moments(self, images: Tensor) -> Tensor:
         """Return mean and log-variance (B,2C,h,w), unscaled, of images (B,3,H,W) in [-1,1]."""
         with self._exact(images.device):
-            moments: Tensor = self.vae.encode(images.float()).latent_dist.parameters
-        return moments
+            moments: Tensor = self.vae.encode(images.to(self.vae.dtype)).latent_dist.parameters
+        return moments.float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return images (B,3,H,W), clamped to [-1,1], of scaled latents (B,C,h,w)."""
         with self._exact(latents.device):
             images: Tensor = self.vae.decode(
-                latents.float() / self.latent_scale, return_dict=False
+                (latents.float() / self.latent_scale).to(self.vae.dtype), return_dict=False
             )[0]
-        return images.clamp(-1.0, 1.0)
+        return images.float().clamp(-1.0, 1.0)
 
     def _exact(self, device: torch.device) -> torch.autocast:
-        assert next(self.vae.parameters()).dtype == torch.float32, "the codec must stay float32"
         return torch.autocast(device.type, enabled=False)
 
 

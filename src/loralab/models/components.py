@@ -1,6 +1,6 @@
-"""Parts of a model folder as library objects: real ones with weights, and skeletons without.
+"""Parts of a model as library objects: real ones with weights, and skeletons without.
 
-Only safetensors are read and nothing is fetched. A file that does not fill every weight is refused.
+Nothing is fetched. A file that does not fill every weight is refused.
 """
 
 from __future__ import annotations
@@ -8,67 +8,74 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
 from loralab.errors import ModelError, Problem
-from loralab.models.codec import LatentCodec
-from loralab.models.facts import VAE_DEFAULTS, model_facts
-from loralab.models.folder import CONFIG_FILES, KEY, ModelFolder
+from loralab.models.checkpoint import CheckpointFile
+from loralab.models.family import FamilySpec, TextLayout
+from loralab.models.folder import ModelFolder
+from loralab.models.opening import Sources, open_model
+from loralab.models.single_file import load_part
+from loralab.models.source import KEY, ModelPlace, PartSource
+from loralab.models.vocabulary import END, clip_tokenizer
 
 SAME_MODEL = "config and weights must come from the same model."
-
-__all__ = [
-    "enable_checkpointing",
-    "load_codec",
-    "load_text_encoder",
-    "load_tokenizer",
-    "load_unet",
-    "model_facts",
-    "set_attention",
-    "skeletons",
-    "vae_digest",
-]
+Device = str | torch.device
 
 
-def load_unet(path: Path, *, dtype: torch.dtype) -> nn.Module:
+def load_unet(sources: Sources, *, dtype: torch.dtype, device: Device = "cpu") -> nn.Module:
     """Return the ``UNet2DConditionModel``, frozen and in eval mode."""
-    unet: nn.Module = _load(UNet2DConditionModel, path, "unet", dtype=dtype)
+    unet: nn.Module = _load(UNet2DConditionModel, sources.base, "unet", dtype, device)
     return unet
 
 
-def load_text_encoder(path: Path, *, dtype: torch.dtype) -> CLIPTextModel:
-    """Return the text encoder, frozen and in eval mode."""
-    encoder: CLIPTextModel = _load(CLIPTextModel, path, "text_encoder", dtype=dtype)
+def load_text_encoder(
+    sources: Sources, layout: TextLayout, *, dtype: torch.dtype, device: Device = "cpu"
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """Return a text encoder, frozen and in eval mode; with its projection where it is pooled."""
+    encoder: CLIPTextModel | CLIPTextModelWithProjection = _load(
+        _text_class(layout), sources.base, layout.part, dtype, device
+    )
     return encoder
 
 
-def load_codec(path: Path, *, device: str | torch.device = "cpu") -> LatentCodec:
-    """Return the VAE in float32, also when its file is in half precision."""
-    vae = _load(AutoencoderKL, path, "vae", dtype=torch.float32)
-    scale = {**VAE_DEFAULTS, **vae.config}["scaling_factor"]
-    return LatentCodec(vae, latent_scale=float(scale)).to(device)
+def load_vae(
+    sources: Sources, *, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+) -> nn.Module:
+    """Return the ``AutoencoderKL``, frozen and in eval mode."""
+    vae: nn.Module = _load(AutoencoderKL, sources.vae, "vae", dtype, device)
+    return vae
 
 
-def load_tokenizer(path: Path, *, vocab_size: int) -> CLIPTokenizer:
-    """Return the folder's tokenizer.
+def load_tokenizer(sources: Sources, layout: TextLayout, *, vocab_size: int) -> CLIPTokenizer:
+    """Return the model's tokenizer; that of a checkpoint file ships with the package.
 
     Raises:
         ModelError: When it has another number of tokens than the text encoder.
     """
     # A few captions at a time gain nothing from threads, and threads before a fork make noise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    folder = Path(path) / "tokenizer"
+    base = sources.base
+    if isinstance(base, CheckpointFile):
+        if base.given is None:
+            return clip_tokenizer(pad_token="!" if layout.open_clip else END)
+        base = base.given
+    folder = base.path / layout.tokenizer
     tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     # Without its files transformers 5 makes a tokenizer of two tokens and says nothing.
     if len(tokenizer) != vocab_size:
@@ -79,65 +86,82 @@ def load_tokenizer(path: Path, *, vocab_size: int) -> CLIPTokenizer:
     return tokenizer
 
 
-def skeletons(path: str | Path) -> dict[str, nn.Module]:
-    """Return UNet and text encoder on the meta device: names and shapes without weights.
+def skeletons(place: ModelPlace | str | Path, spec: FamilySpec) -> dict[str, nn.Module]:
+    """Return UNet and text encoders on the meta device: names and shapes without weights.
 
     Raises:
         ModelError: When a config is missing or unreadable.
     """
-    folder = ModelFolder(path)
-    unet, text = folder.config("unet"), folder.config("text_encoder")
-    folder.raise_problems()
-    with torch.device("meta"):
-        return {
-            "unet": UNet2DConditionModel.from_config(unet),  # type: ignore[no-untyped-call]
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
-        }
+    base = open_model(place, spec).base
+    configs = {part: base.config(part) for part in ("unet", *spec.text_parts)}
+    base.raise_problems()
+    classes = {layout.part: _text_class(layout) for layout in spec.text}
+    return {
+        "unet": _skeleton(UNet2DConditionModel, configs["unet"]),
+        **{part: _skeleton(cls, configs[part]) for part, cls in classes.items()},
+    }
 
 
-def vae_digest(path: str | Path) -> str:
+def vae_digest(place: ModelPlace | str | Path, spec: FamilySpec) -> str:
     """Return the SHA-256 (hex) over the VAE's config and weights, for the latent cache's keys.
 
     Raises:
-        ModelError: When one of the two files is missing.
+        ModelError: When one of the two is missing.
     """
-    folder = ModelFolder(path)
-    folder.config("vae")
-    folder.check_weights("vae")
-    folder.raise_problems()
+    source = open_model(place, spec).vae
+    source.config("vae")
+    source.check_weights("vae")
+    source.raise_problems()
     digest = hashlib.sha256()
-    for file in (folder.path / CONFIG_FILES["vae"], *folder.weight_files("vae")):
+    for file in dict.fromkeys((source.config_file("vae"), *source.weight_files("vae"))):
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 
-def set_attention(kind: str, *, unet: Any, text_encoder: Any) -> None:
-    """Choose the attention of both parts: ``sdpa`` or ``eager``."""
-    # `unet.set_attention_backend` changes nothing on this UNet (diffusers 0.42).
-    unet.set_attn_processor((AttnProcessor2_0 if kind == "sdpa" else AttnProcessor)())
-    text_encoder.set_attn_implementation(kind)
-
-
-def enable_checkpointing(*, unet: Any, text_encoder: Any) -> None:
+def enable_checkpointing(*, unet: Any, text_encoders: Sequence[Any]) -> None:
     """Recompute activations in backward; takes effect only while a part is in train mode."""
     unet.enable_gradient_checkpointing()
-    text_encoder.activation_checkpointing_enable({"use_reentrant": False})
+    for encoder in text_encoders:
+        encoder.activation_checkpointing_enable({"use_reentrant": False})
 
 
-def _load(cls: Any, path: Path, part: str, *, dtype: torch.dtype) -> Any:
-    folder = ModelFolder(path)
-    folder.check_weights(part)
-    folder.raise_problems()
-    place, (file,) = folder.path / part, folder.weight_files(part)
+def _text_class(
+    layout: TextLayout,
+) -> type[CLIPTextModel] | type[CLIPTextModelWithProjection]:
+    return CLIPTextModelWithProjection if layout.pooled else CLIPTextModel
+
+
+def _skeleton(cls: Any, config: dict[str, Any]) -> Any:
+    with torch.device("meta"):
+        if cls in (CLIPTextModel, CLIPTextModelWithProjection):
+            return cls(CLIPTextConfig(**config))
+        return cls.from_config(config)
+
+
+def _load(cls: Any, source: PartSource, part: str, dtype: torch.dtype, device: Device) -> Any:
+    source.check_weights(part)
+    config = source.config(part)
+    source.raise_problems()
+    if isinstance(source, CheckpointFile):
+        skeleton = _skeleton(cls, config)
+        module = load_part(source, part, skeleton, dtype=dtype, device=device)
+    else:
+        assert isinstance(source, ModelFolder)
+        module = _load_folder(cls, source, part, dtype).to(device)
+    return module.requires_grad_(False).eval()
+
+
+def _load_folder(cls: Any, folder: ModelFolder, part: str, dtype: torch.dtype) -> Any:
+    (file,) = folder.weight_files(part)
     options: dict[str, Any] = {"variant": folder.variant(part), "torch_dtype": dtype}
-    if part == "text_encoder":
+    if part.startswith("text_encoder"):
         # Only so that the names come back in `info`; transformers' own error does not tell them.
         options["ignore_mismatched_sizes"] = True
     try:
         with _quiet():
             module, info = cls.from_pretrained(
-                place,
+                file.parent,
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -152,10 +176,10 @@ def _load(cls: Any, path: Path, part: str, *, dtype: torch.dtype) -> Any:
         if names:
             verb = "lacks" if kind == "missing_keys" else "has other shapes for"
             _refuse(
-                f"{file} {verb} {len(names)} of the weights of {place / 'config.json'}, "
+                f"{file} {verb} {len(names)} of the weights of {file.parent / 'config.json'}, "
                 f"the first is {names[0]}; {SAME_MODEL}"
             )
-    return module.requires_grad_(False).eval()
+    return module
 
 
 def _refuse(message: str) -> None:

@@ -1,14 +1,14 @@
-"""Captions to what the UNet is conditioned on: CLIP hidden states of a chosen layer."""
+"""Captions and sizes to what the UNet is conditioned on."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+
+from loralab.models.text_encoder import ClipEncoder
 
 
 @dataclass
@@ -18,116 +18,79 @@ class Conditioning:
     Attributes:
         hidden_states: (B,L,D).
         pooled: (B,P) for families that need it.
-        time_ids: (B,6) for families that need it.
+        time_ids: (B,6) for families that need it: height and width of the file, top and left of
+            the cut, height and width of the picture.
     """
 
     hidden_states: Tensor
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
 
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Return several batches as one."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        time_ids = [part.time_ids for part in parts if part.time_ids is not None]
+        return Conditioning(
+            torch.cat([part.hidden_states for part in parts]),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(time_ids) if time_ids else None,
+        )
+
 
 class ClipConditioner(nn.Module):
-    """Tokenize and encode captions with one CLIP text encoder.
-
-    A frozen encoder without adapter is run once per caption text and remembered, outside autocast
-    and one caption at a time, so that the result depends on the text alone: not on the batch it
-    first came in, nor on where a resumed run began. An encoder in training is run on whole
-    batches, with gradients, and nothing is remembered.
+    """Encode captions with one or two CLIP text encoders, their states side by side.
 
     Args:
-        clip_skip: 1 takes the last layer, n the n-th from the end. The final layer norm is applied
-            to whichever is taken, as all SD1 tools do.
-        max_tokens: Length that captions are cut or padded to, start and end tokens included.
-        memo_size: Captions remembered at most; shuffled tags make new texts without end.
+        encoders: In the order in which the UNet expects their features.
+        reads_sizes: Give the UNet the sizes, as SDXL wants them.
+        fixed_sizes: (6,) sizes given in place of every picture's own.
     """
 
     def __init__(
         self,
-        tokenizer: CLIPTokenizer,
-        encoder: CLIPTextModel,
+        encoders: Sequence[ClipEncoder],
         *,
-        clip_skip: int = 1,
-        max_tokens: int = 77,
-        memo_size: int = 1024,
+        reads_sizes: bool = False,
+        fixed_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
-        self.encoder = encoder
-        self.clip_skip = clip_skip
-        self.max_tokens = max_tokens
-        self.memo_size = memo_size
-        self._memo: OrderedDict[str, Tensor] = OrderedDict()
-        self._memo_place: tuple[torch.device, torch.dtype] | None = None
+        self.encoders: Sequence[ClipEncoder] = nn.ModuleList(encoders)  # type: ignore[assignment]
+        self.reads_sizes = reads_sizes
+        self.fixed_sizes = None if fixed_sizes is None else torch.tensor(fixed_sizes)
 
-    def encode(self, captions: Sequence[str], *, input_ids: Tensor | None = None) -> Conditioning:
-        """Return hidden states (B,L,D) of the captions; "" gives the unconditional ones.
+    def encode(
+        self,
+        captions: Sequence[str],
+        *,
+        sizes: Tensor | None = None,
+        input_ids: Tensor | None = None,
+    ) -> Conditioning:
+        """Return the conditioning of captions; "" gives the unconditional one.
 
         Args:
-            input_ids: (B,L) recorded tokens, used in place of the captions.
+            sizes: (B,6) original height and width, top and left of the cut, height and width;
+                needed where the family reads them.
+            input_ids: Recorded tokens in place of the captions: (B,L), or (B,E,N,R) where there
+                are several encoders or rows.
         """
-        trainable = any(parameter.requires_grad for parameter in self.encoder.parameters())
-        if not self._remembers(trainable):
-            self._memo.clear()
-        if trainable:
-            ids = self.tokenize(captions) if input_ids is None else input_ids
-            return Conditioning(self._hidden_states(ids.to(self._device)))
-        # Validation runs in inference mode; what is made there could not be used in training.
-        with torch.inference_mode(False), torch.no_grad():
-            if input_ids is not None:
-                rows = [self._exact(row[None]) for row in input_ids]
-            else:
-                rows = [self._recall(caption) for caption in captions]
-            return Conditioning(torch.cat(rows))
-
-    def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """Return token ids (B,L) int64 on the CPU, cut or padded to ``max_tokens``."""
-        ids: Tensor = self.tokenizer(
-            list(captions),
-            padding="max_length",
-            truncation=True,
-            max_length=self.max_tokens,
-            return_tensors="pt",
-        ).input_ids
-        return ids
-
-    def truncated(self, captions: Sequence[str]) -> list[str]:
-        """Return the captions that do not fit into ``max_tokens`` and lose their end."""
-        return [
-            caption
-            for caption in captions
-            if len(self.tokenizer(caption, verbose=False).input_ids) > self.max_tokens
+        recorded: list[Tensor] | list[None] = [None] * len(self.encoders)
+        if input_ids is not None:
+            length, rows = self.encoders[0].row_length, self.encoders[0].rows
+            recorded = list(input_ids.reshape(-1, len(self.encoders), rows, length).unbind(1))
+        texts = [
+            encoder.encode(captions, tokens=tokens)
+            for encoder, tokens in zip(self.encoders, recorded, strict=True)
         ]
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        return Conditioning(
+            torch.cat([text.states for text in texts], dim=-1),
+            pooled=pooled[-1] if pooled else None,
+            time_ids=self._time_ids(len(captions), sizes) if self.reads_sizes else None,
+        )
 
-    def _recall(self, caption: str) -> Tensor:
-        if not self._remembers(False):  # an adapter that is switched on and off changes the result
-            return self._exact(self.tokenize([caption]))
-        place = (self._device, self.encoder.dtype)
-        if place != self._memo_place:
-            self._memo.clear()
-            self._memo_place = place
-        if caption not in self._memo:
-            self._memo[caption] = self._exact(self.tokenize([caption]))
-            if len(self._memo) > self.memo_size:
-                self._memo.popitem(last=False)
-        self._memo.move_to_end(caption)
-        return self._memo[caption]
-
-    def _remembers(self, trainable: bool) -> bool:
-        return not trainable and not getattr(self.encoder, "_hf_peft_config_loaded", False)
-
-    def _exact(self, ids: Tensor) -> Tensor:
-        with torch.autocast(self._device.type, enabled=False):
-            return self._hidden_states(ids.to(self._device))
-
-    def _hidden_states(self, ids: Tensor) -> Tensor:
-        """Return LN_final(h[L + 1 - clip_skip]), (B,L,D), where h[0] are the embeddings."""
-        if self.clip_skip == 1:
-            last: Tensor = self.encoder(ids).last_hidden_state
-            return last
-        states = self.encoder(ids, output_hidden_states=True).hidden_states
-        normed: Tensor = self.encoder.final_layer_norm(states[-self.clip_skip])
-        return normed
-
-    @property
-    def _device(self) -> torch.device:
-        return self.encoder.final_layer_norm.weight.device
+    def _time_ids(self, count: int, sizes: Tensor | None) -> Tensor:
+        if self.fixed_sizes is not None:
+            return self.fixed_sizes.expand(count, -1)
+        assert sizes is not None, "this family reads sizes"
+        return sizes

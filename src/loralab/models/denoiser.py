@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ class Denoiser(nn.Module):
         Args:
             noisy: (B,C,h,w).
             timesteps: (B,) int64.
-            conditioning: ``hidden_states`` (B,L,D).
+            conditioning: What the family's conditioner made for these B pictures.
         """
         dtype = self.dtype
         prediction: Tensor = self.unet(
@@ -29,8 +31,22 @@ class Denoiser(nn.Module):
             timesteps,
             encoder_hidden_states=conditioning.hidden_states.to(dtype),
             return_dict=False,
+            **self._sizes(conditioning),
         )[0]
         return prediction
+
+    def _sizes(self, conditioning: Conditioning) -> dict[str, Any]:
+        if conditioning.pooled is None:
+            return {}
+        assert conditioning.time_ids is not None, "pooled text comes with sizes"
+        time_ids = conditioning.time_ids.to(conditioning.pooled.device)
+        # Whole numbers as they are: in bfloat16 1216 would be told from neither 1212 nor 1220.
+        return {
+            "added_cond_kwargs": {
+                "text_embeds": conditioning.pooled.to(self.dtype),
+                "time_ids": time_ids.float(),
+            }
+        }
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,65 +9,36 @@ import json
 from pathlib import Path
 from typing import Any
 
-from loralab.errors import ModelError, Problem
+from loralab.models.family import TextLayout
+from loralab.models.source import PartSource
 
-KEY = "model.path"
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
-WEIGHT_STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-CONFIG_FILES = {
-    "unet": "unet/config.json",
-    "vae": "vae/config.json",
-    "text_encoder": "text_encoder/config.json",
-    "scheduler": "scheduler/scheduler_config.json",
-}
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
-class ModelFolder:
-    """One model folder; collects the problems met while it is read.
+class ModelFolder(PartSource):
+    """One model folder; also the folder of a VAE alone."""
 
-    Attributes:
-        problems: Everything found wrong so far, in the order of reading.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.problems: list[Problem] = []
-
-    def report(self, message: str) -> None:
-        self.problems.append(Problem(KEY, message))
-
-    def raise_problems(self) -> None:
-        """Raise ``ModelError`` with all problems found so far, if there are any."""
-        if self.problems:
-            raise ModelError(*self.problems)
-
-    def check_exists(self) -> bool:
-        """Report a path that is not a folder; without it no other question makes sense."""
-        if self.path.is_dir():
-            return True
-        if self.path.is_file():
-            self.report(
-                f"{KEY} is {self.path}, a file; a folder in diffusers' layout is needed. "
-                "Convert the checkpoint with diffusers' `from_single_file` and `save_pretrained`."
-            )
-        else:
-            self.report(
-                f"{KEY} is {self.path}, which does not exist; give a folder on this machine, "
-                "because nothing is downloaded."
-            )
-        return False
+    def family(self) -> str | None:
+        unet = self.config("unet")
+        if not unet:
+            return None
+        if (self.path / "text_encoder_2").is_dir() or unet.get("addition_embed_type"):
+            return "sdxl"
+        return "sd2" if unet.get("use_linear_projection") else "sd1"
 
     def config(self, part: str) -> dict[str, Any]:
-        """Return a part's config; on a problem report it and return an empty mapping."""
-        return self.read_json(self.path / CONFIG_FILES[part])
+        return self.read_json(self.config_file(part))
+
+    def config_file(self, part: str) -> Path:
+        if part == "scheduler":
+            return self.path / SCHEDULER_CONFIG
+        return self._place(part) / "config.json"
 
     def read_json(self, file: Path) -> dict[str, Any]:
+        """Return a file's object; on a problem report it and return an empty mapping."""
         if not file.is_file():
-            self.report(f"{file} is missing; {KEY} must be a complete diffusers folder.")
+            self.report(f"{file} is missing; {self.key} must be a complete diffusers folder.")
             return {}
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -84,7 +55,7 @@ class ModelFolder:
 
         The plain file wins; of several variants the first in alphabetical order is taken.
         """
-        stem = WEIGHT_STEMS[part]
+        stem = weight_stem(part)
         for file in self.weight_files(part):
             if file.name.startswith(stem + "."):
                 return (
@@ -95,14 +66,13 @@ class ModelFolder:
 
     def weight_files(self, part: str) -> list[Path]:
         """Return a part's safetensors file, alone in its list, or nothing when there is none."""
-        folder, stem = self.path / part, WEIGHT_STEMS[part]
+        folder, stem = self._place(part), weight_stem(part)
         plain = folder / f"{stem}.safetensors"
         if plain.is_file():
             return [plain]
         return sorted(folder.glob(f"{stem}.*.safetensors"))[:1]
 
     def check_weights(self, part: str) -> None:
-        """Report missing, pickled or incomplete weights of a part."""
         files = self.weight_files(part)
         if not files:
             self.report(self._missing_weights(part))
@@ -115,8 +85,42 @@ class ModelFolder:
             if complaint is not None:
                 self.report(f"{file} {complaint}; download or convert it again.")
 
+    def check_tokenizer(self, layout: TextLayout, vocab_size: int | None) -> None:
+        tokenizer = self.path / layout.tokenizer
+        vocabulary, merges, single = (
+            tokenizer / name for name in ("vocab.json", "merges.txt", "tokenizer.json")
+        )
+        if vocabulary.is_file() and (merges.is_file() or single.is_file()):
+            num_tokens = len(set(self.read_json(vocabulary)) | self._added(tokenizer))
+        elif single.is_file():
+            content = self.read_json(single)
+            words = set(content.get("model", {}).get("vocab", {}))
+            words |= {token["content"] for token in content.get("added_tokens", [])}
+            num_tokens = len(words)
+        else:
+            missing = [str(file) for file in (vocabulary, merges) if not file.is_file()]
+            self.report(
+                f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing; the "
+                "tokenizer needs vocab.json and merges.txt, or tokenizer.json."
+            )
+            return
+        if vocab_size is not None and num_tokens != vocab_size:
+            self.report(
+                f"{tokenizer} knows {num_tokens} tokens, but the text encoder's vocab_size is "
+                f"{vocab_size}; the two must come from the same model."
+            )
+
+    def _added(self, tokenizer: Path) -> set[str]:
+        file = tokenizer / "added_tokens.json"
+        return set(self.read_json(file)) if file.is_file() else set()
+
+    def _place(self, part: str) -> Path:
+        """Return a part's folder; a VAE alone lies in the folder that was named."""
+        alone = part == "vae" and not (self.path / part).is_dir()
+        return self.path if alone and (self.path / "config.json").is_file() else self.path / part
+
     def _missing_weights(self, part: str) -> str:
-        wanted = self.path / part / f"{WEIGHT_STEMS[part]}.safetensors"
+        wanted = self._place(part) / f"{weight_stem(part)}.safetensors"
         shards = sorted(wanted.parent.glob("*.safetensors.index.json"))
         pickles = sorted(
             file.name for suffix in PICKLE_SUFFIXES for file in wanted.parent.glob(f"*{suffix}")
@@ -128,7 +132,7 @@ class ModelFolder:
                 f"{wanted} is missing and {pickles[0]} is a pickle, which is never opened; "
                 "convert it to safetensors."
             )
-        return f"{wanted} is missing; {KEY} must be a complete diffusers folder."
+        return f"{wanted} is missing; {self.key} must be a complete diffusers folder."
 
 
 def header_complaint(file: Path) -> str | None:
@@ -145,3 +149,8 @@ def header_complaint(file: Path) -> str | None:
             return "has no readable safetensors header"
     expected = 8 + header_bytes + max(ends, default=0)
     return None if size == expected else f"has {size} bytes where its header promises {expected}"
+
+
+def weight_stem(part: str) -> str:
+    """Return how the libraries name a part's weights: transformers, then diffusers."""
+    return "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from loralab.models.codec import LatentCodec
 from loralab.models.conditioning import ClipConditioner, Conditioning
 from loralab.models.denoiser import Denoiser
-
-PROMPTS_AT_ONCE = 4  # previews must fit beside a training run
+from loralab.models.modes import eval_mode
 
 
 @torch.no_grad()
@@ -34,6 +32,7 @@ def sample_images(
     width: int,
     latent_channels: int,
     vae_factor: int,
+    prompts_at_once: int = 4,
 ) -> Tensor:
     """Return one picture a prompt, (B,3,H,W) float32 in [0,1] on the CPU.
 
@@ -43,6 +42,7 @@ def sample_images(
     Args:
         height: Pixels, a multiple of ``vae_factor``; ``width`` too.
         schedule_config: The base model's scheduler config; its prediction type is respected.
+        prompts_at_once: Few, so that previews fit beside a training run.
     """
     assert height % vae_factor == 0, "the picture must be whole latent cells"
     assert width % vae_factor == 0, "the picture must be whole latent cells"
@@ -53,13 +53,14 @@ def sample_images(
     )
     images = [torch.empty(0, 3, height, width)]
     with eval_mode(denoiser, conditioner, codec):
-        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-            chunk = list(prompts[start : start + PROMPTS_AT_ONCE])
+        for start in range(0, len(prompts), prompts_at_once):
+            chunk = list(prompts[start : start + prompts_at_once])
             noise = [prompt_noise(shape, seed=seed, index=start + i) for i in range(len(chunk))]
+            sizes = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(chunk), -1)
             latents = _denoise(
                 denoiser,
-                conditioner.encode(chunk),
-                conditioner.encode([negative_prompt] * len(chunk)),
+                conditioner.encode(chunk, sizes=sizes),
+                conditioner.encode([negative_prompt] * len(chunk), sizes=sizes),
                 torch.stack(noise).to(device),
                 ddim,
                 num_steps=num_steps,
@@ -76,19 +77,6 @@ def prompt_noise(shape: tuple[int, int, int], *, seed: int, index: int) -> Tenso
     return torch.randn(shape, generator=generator)
 
 
-@contextmanager
-def eval_mode(*networks: nn.Module) -> Iterator[None]:
-    """Put networks in eval mode; give every submodule its own mode back afterwards."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    try:
-        for network in networks:
-            network.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _denoise(
     denoiser: Denoiser,
     positive: Conditioning,
@@ -101,7 +89,7 @@ def _denoise(
 ) -> Tensor:
     guided = guidance_scale > 1
     if guided:
-        positive = Conditioning(torch.cat([negative.hidden_states, positive.hidden_states]))
+        positive = Conditioning.cat([negative, positive])
     scheduler.set_timesteps(num_steps)
     for timestep in scheduler.timesteps:
         noisy = torch.cat([latents, latents]) if guided else latents

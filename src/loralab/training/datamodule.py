@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import lightning.pytorch as L
 import torch
 
-from loralab.data.captions import CaptionPipeline
-from loralab.data.dataset import BucketedDataset, CacheEntry, Item, ValidationDataset, read_pixels
+from loralab.data.dataset import BucketedDataset, Item, ValidationDataset
 from loralab.data.latent_cache import LatentCache
+from loralab.data.prior import Rotation
 from loralab.data.sampler import BucketBatchSampler
 from loralab.models.codec import LatentCodec
+from loralab.training.cache_filling import fill_cache
 from loralab.training.loader import ResumableLoader
 
 
@@ -24,11 +25,21 @@ class LoaderOptions:
         batch_size: Images in a micro-batch, per device.
         accumulation: Micro-batches each rank adds up for one step.
         num_workers: Processes that load; 0 loads in the main one.
+        persistent_workers: Keep these processes from epoch to epoch.
+        prefetch_factor: Micro-batches that each of them loads ahead.
+        shuffle: Show training images in another order in each epoch.
+        skips_bad: Let another image of weight 0 stand in for one that cannot be read.
+        by_count: Divide losses by counts, not by weights; `epoch_plan` says how.
     """
 
     batch_size: int
     accumulation: int = 1
     num_workers: int = 0
+    persistent_workers: bool = True
+    prefetch_factor: int = 2
+    shuffle: bool = True
+    skips_bad: bool = False
+    by_count: bool = False
 
 
 class ImageTextDataModule(L.LightningDataModule):
@@ -38,35 +49,45 @@ class ImageTextDataModule(L.LightningDataModule):
         self,
         items: Sequence[Item],
         validation_items: Sequence[Item],
+        probe_items: Sequence[Item] = (),
         *,
-        captions: CaptionPipeline,
         cache: LatentCache | None,
         load_codec: Callable[[], LatentCodec],
         loading: LoaderOptions,
-        flip_probability: float = 0.0,
+        num_variants: int = 1,
         seed: int = 0,
+        rotation: Rotation | None = None,
     ) -> None:
         """Keep the parts.
 
         Args:
             items: Training items, repeats expanded.
             validation_items: Held-out items; may be empty.
-            captions: What happens to captions.
+            probe_items: Training items that validation watches as well; may be empty.
             cache: Latent cache, or None to encode at every step.
             load_codec: Loads the VAE; called only when the cache lacks something.
             loading: Batch size, accumulation and workers.
-            flip_probability: Probability of mirroring a training image.
+            num_variants: Variants of an image that the cache holds where there is no end of them.
             seed: Seed of the epoch plan and of the samples.
+            rotation: Class images that take turns from epoch to epoch.
         """
         super().__init__()
         self.train_set = BucketedDataset(
-            items, captions=captions, cache=cache, seed=seed, flip_probability=flip_probability
+            items,
+            cache=cache,
+            seed=seed,
+            num_variants=num_variants,
+            skips_bad=loading.skips_bad,
         )
-        self.validation_set = ValidationDataset(validation_items, captions=captions, cache=cache)
+        self.validation_set, self.probe_set = (
+            ValidationDataset(group, cache=cache, skips_bad=loading.skips_bad)
+            for group in (validation_items, probe_items)
+        )
         self.cache = cache
         self.load_codec = load_codec
         self.loading = loading
         self.seed = seed
+        self.rotation = rotation
         self._prepared = False
         self.report: Callable[[int, int], None] = lambda done, total: None
 
@@ -75,27 +96,33 @@ class ImageTextDataModule(L.LightningDataModule):
         if self.cache is None or self._prepared:
             return
         self._prepared = True
-        entries = [*self.train_set.required(), *self.validation_set.required()]
-        lacking = set(self.cache.missing(entry.key for entry in entries))
-        unique = {entry.key: entry for entry in entries}.values()
-        todo = [entry for entry in unique if entry.key in lacking]
-        self.report(0, len(todo))
-        if not todo:
-            return
-        codec = self.load_codec().to("cuda" if torch.cuda.is_available() else "cpu")
-        for done, entry in enumerate(todo, 1):
-            self._encode(codec, entry)
-            self.report(done, len(todo))
+        sets = (self.train_set, self.validation_set, self.probe_set)
+        fill_cache(
+            self.cache,
+            [entry for images in sets for entry in images.required()],
+            self._codec_on_its_device,
+            num_workers=self.loading.num_workers,
+            skips_bad=self.loading.skips_bad,
+            report=self.report,
+        )
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of the epoch plan."""
-        return self._loader(self.train_set, shuffle=True, accumulation=self.loading.accumulation)
+        return self._loader(
+            self.train_set,
+            shuffle=self.loading.shuffle,
+            accumulation=self.loading.accumulation,
+        )
 
-    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
-        """Return the loader of the held-out images, or nothing."""
-        if not self.validation_set.items:
-            return []
+    def held_out_loader(self) -> ResumableLoader:
+        """Return the loader of the held-out images, always in the same order."""
         return self._loader(self.validation_set, shuffle=False, accumulation=1)
+
+    def probe_loader(self) -> ResumableLoader | None:
+        """Return the loader of the trained images that validation watches, or None."""
+        if not self.probe_set.items:
+            return None
+        return self._loader(self.probe_set, shuffle=False, accumulation=1)
 
     def _loader(
         self, dataset: BucketedDataset | ValidationDataset, *, shuffle: bool, accumulation: int
@@ -109,13 +136,16 @@ class ImageTextDataModule(L.LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
             shuffle=shuffle,
+            rotation=self.rotation if dataset is self.train_set else None,
+            by_count=self.loading.by_count,
         )
-        return ResumableLoader(dataset, sampler, num_workers=self.loading.num_workers)
+        return ResumableLoader(
+            dataset,
+            sampler,
+            num_workers=self.loading.num_workers,
+            persistent_workers=self.loading.persistent_workers,
+            prefetch_factor=self.loading.prefetch_factor,
+        )
 
-    def _encode(self, codec: LatentCodec, entry: CacheEntry) -> None:
-        assert self.cache is not None
-        pixels = read_pixels(entry.item, flipped=entry.flipped)
-        device = next(codec.parameters()).device
-        with torch.inference_mode():
-            moments = codec.moments(pixels[None].to(device))[0]
-        self.cache.write(entry.key, moments.cpu(), source=entry.item.record.path)
+    def _codec_on_its_device(self) -> LatentCodec:
+        return self.load_codec().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import lightning.pytorch as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
-METRICS = ("val/loss", "val/loss_base", "train/loss")
+METRICS = ("val/loss", "val/loss_stderr", "val/improvement", "val/improvement_stderr",
+           "val/best_loss", "val/best_step", "val/loss_base", "train/loss")  # fmt: skip
 
 
 def declare_hparams(
     trainer: L.Trainer,
     settings: Mapping[str, bool | int | float | str],
     *,
+    metrics: Sequence[str] = METRICS,
     featured: Collection[str] = (),
 ) -> None:
     """Tell TensorBoard the run's settings and which of its curves rank runs.
@@ -26,9 +28,10 @@ def declare_hparams(
     Args:
         trainer: Whose loggers are told.
         settings: Flat settings by dotted key.
+        metrics: Names of the curves.
         featured: Keys that were set by hand; TensorBoard shows these columns first.
     """
-    experiment, start, _ = hparams(dict(settings), dict.fromkeys(METRICS, 0.0))  # type: ignore[no-untyped-call]
+    experiment, start, _ = hparams(dict(settings), dict.fromkeys(metrics, 0.0))  # type: ignore[no-untyped-call]
     plugin = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin.content)
     for info in content.experiment.hparam_infos:

@@ -19,14 +19,30 @@ class ResumableLoader(DataLoader[Batch]):
     """
 
     def __init__(
-        self, dataset: Any, batch_sampler: BucketBatchSampler, *, num_workers: int
+        self,
+        dataset: Any,
+        batch_sampler: BucketBatchSampler,
+        *,
+        num_workers: int,
+        persistent_workers: bool = True,
+        prefetch_factor: int = 2,
     ) -> None:
+        """Keep the parts.
+
+        Args:
+            dataset: Returns the samples of a micro-batch.
+            batch_sampler: The plan.
+            num_workers: Processes that load; 0 loads in the main one.
+            persistent_workers: Keep the processes from epoch to epoch.
+            prefetch_factor: Micro-batches that each process loads ahead.
+        """
         super().__init__(
             _Telling(dataset),
             batch_sampler=batch_sampler,  # type: ignore[arg-type]  # yields MicroBatch
             collate_fn=_collate_or_tell,
             num_workers=num_workers,
-            persistent_workers=num_workers > 0,
+            persistent_workers=persistent_workers and num_workers > 0,
+            prefetch_factor=prefetch_factor if num_workers else None,
             pin_memory=_cuda_available(),
         )
         self._plan = batch_sampler

@@ -1,4 +1,4 @@
-"""The training step, and validation at fixed noise."""
+"""The training step."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from loralab.adapters.state import (
     adapter_state,
     load_adapter_state,
     state_problems,
-    trainable_parameters,
 )
 from loralab.data.batch import Batch, check_batch
-from loralab.diffusion.noise import draw_noise, sample_generator
+from loralab.diffusion.noise import position_seed, sample_generator
 from loralab.diffusion.objective import LossTerms, NoisyLatents, Objective
-from loralab.diffusion.timesteps import fixed_strata
-from loralab.errors import AdapterError, Problem
-from loralab.models.codec import LatentCodec, mean_latents, sample_latents
+from loralab.diffusion.timesteps import WindowPlace
+from loralab.errors import AdapterError, DataError, Problem
+from loralab.models.codec import LatentCodec, sample_latents
+from loralab.models.conditioning import Conditioning
 from loralab.models.family import ModelFamily
+from loralab.training.param_groups import RateRules, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class LoRATrainingModule(L.LightningModule):
         lr_multiplier: Callable[[int], float],
         learning_rates: Mapping[str, float],
         seed: int,
-        validation_seed: int = 0,
-        validation_strata: int = 4,
+        posterior: str = "resample",
+        rate_rules: Mapping[str, RateRules] | None = None,
     ) -> None:
         """Keep the parts.
 
@@ -73,9 +74,10 @@ class LoRATrainingModule(L.LightningModule):
             make_optimizer: Parameter groups -> optimizer.
             lr_multiplier: Optimizer step -> multiple of each group's rate.
             learning_rates: Peak rate by part.
+            rate_rules: What changes that rate inside a part.
             seed: Seed of noise, timesteps, posterior and dropout.
-            validation_seed: Seed of the validation noise.
-            validation_strata: Timesteps each held-out image is measured at.
+            posterior: ``resample`` draws an image's latents anew at each visit, ``frozen`` draws
+                them once: the same at all visits, in all runs.
         """
         super().__init__()
         self.family = family
@@ -86,13 +88,10 @@ class LoRATrainingModule(L.LightningModule):
         self.make_optimizer = make_optimizer
         self.lr_multiplier = lr_multiplier
         self.learning_rates = dict(learning_rates)
+        self.rate_rules = dict(rate_rules or {})
         self.seed = seed
-        self.validation_seed = validation_seed
-        self.validation_strata = validation_strata
+        self.posterior = posterior
         self.last: MicroBatchRecord | None = None
-        self.base_errors: Tensor | None = None  # (K,) error by stratum, adapter off
-        self.validated_step: int | None = None  # optimizer steps done at the last validation
-        self._errors: dict[str, list[Tensor]] = {"adapter": [], "base": []}
         self._codec: list[LatentCodec] = []  # in a list, so that it is no submodule
         self._batch_checked = False
 
@@ -100,47 +99,36 @@ class LoRATrainingModule(L.LightningModule):
         """Return the micro-batch's share of its window's loss, ready for Lightning's averaging."""
         self.seed_dropout(batch)
         latents = self.latents(batch)  # (B, C, h, w)
-        conditioning = self.conditioner.encode(batch["captions"], input_ids=batch.get("input_ids"))
+        conditioning = self.conditioning(batch)
         sample = self.objective.draw(
             latents,
             self.generators(batch, "noise"),
             timesteps=batch.get("timesteps"),
             noise=batch.get("noise"),
+            window=self.window_place(batch),
         )
         prediction = self.denoiser(sample.noisy, sample.timesteps, conditioning)
-        terms = self.objective(prediction, latents, sample, weight=batch["loss_weight"])
+        terms = self.objective(
+            prediction,
+            latents,
+            sample,
+            weight=batch["loss_weight"],
+            mask=batch.get("mask"),
+            teacher=self.teacher_prediction(batch, sample),
+        )
         self.record(terms, sample, batch["loss_weight"])
         # Lightning divides by the accumulation and the gradients are averaged over the ranks.
         loss: Tensor = terms.loss * self.micro_batches_a_step()
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure each held-out image at every stratum, with noise fixed by its content."""
-        self._errors["adapter"].append(self.stratum_errors(batch))
-        if self.base_errors is None:
-            with adapter_disabled(self.adapted.values()):
-                self._errors["base"].append(self.stratum_errors(batch))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log `val/loss`, beside it the figure of the base, and the loss by timestep."""
-        errors = self._mean_errors("adapter")
-        if self.base_errors is None:
-            self.base_errors = self._mean_errors("base")
-        figures = {"val/loss": errors.mean(), "val/loss_base": self.base_errors.mean()}
-        for timestep, error in zip(self.strata().tolist(), errors, strict=True):
-            figures[f"val/loss_at_timestep/{timestep:03d}"] = error
-        self.validated_step = self.trainer.global_step
-        self.log_dict(figures, logger=False)
-        # Lightning 2.6 would write a validation inside an epoch one step too early.
-        values = {name: float(figure) for name, figure in figures.items()}
-        for logger in self.trainer.loggers:
-            logger.log_metrics(values, step=self.trainer.global_step)
-
     def configure_optimizers(self) -> Any:
-        """Return one parameter group per part, each at its own rate, under one schedule."""
+        """Return one parameter group per rate, all under one schedule."""
         groups = [
-            {"params": trainable_parameters(part), "lr": self.learning_rates[name], "name": name}
+            group
             for name, part in self.adapted.items()
+            for group in parameter_groups(
+                name, part, self.learning_rates[name], self.rate_rules.get(name, RateRules())
+            )
         ]
         optimizer = self.make_optimizer(groups)
         schedule = LambdaLR(optimizer, self.lr_multiplier)
@@ -154,6 +142,23 @@ class LoRATrainingModule(L.LightningModule):
     def generators(self, batch: Batch, purpose: str) -> list[torch.Generator]:
         """Return one CPU generator per sample: position and purpose -> randomness."""
         return [sample_generator(self.seed, batch["epoch"], key, purpose) for key in batch["keys"]]
+
+    def window_place(self, batch: Batch) -> WindowPlace:
+        """Return where the batch stands in its optimizer step, and what that step shares."""
+        window = batch["micro_batch"] // self.micro_batches_a_step()
+        seed = position_seed(self.seed, batch["epoch"], f"window {window}", "timesteps")
+        # A recorded batch knows no neighbours and is a window of its own.
+        place = batch.get("window_place") or {"first": 0, "size": len(batch["keys"])}
+        return WindowPlace(place["first"], place["size"], seed)
+
+    def teacher_prediction(self, batch: Batch, sample: NoisyLatents) -> Tensor | None:
+        """Return the base's own answer (B, C, h, w) to the same sample, if it is to be kept."""
+        if not self.objective.needs_teacher:
+            return None
+        with torch.no_grad(), adapter_disabled(self.adapted.values()):
+            conditioning = self.conditioning(batch)
+            prediction: Tensor = self.denoiser(sample.noisy, sample.timesteps, conditioning)
+            return prediction
 
     def seed_dropout(self, batch: Batch) -> None:
         """Seed what draws from torch's global generator (dropout) by the place in the plan."""
@@ -171,14 +176,37 @@ class LoRATrainingModule(L.LightningModule):
         """Return scaled latents (B, C, h, w) float32: recorded, cached or encoded now."""
         if "latents" in batch:
             return batch["latents"]
-        generators = self.generators(batch, "posterior")
+        generators = self.posterior_generators(batch)
         return sample_latents(self.moments(batch), self.family.latent_scale, generators)
+
+    def posterior_generators(self, batch: Batch) -> list[torch.Generator]:
+        """Return what draws from the VAE's posterior: anew at each visit, or by content alone."""
+        if self.posterior == "resample":
+            return self.generators(batch, "posterior")
+        digests = [key.partition("#")[0] for key in batch["keys"]]
+        return [sample_generator(0, 0, digest, "posterior") for digest in digests]
 
     def moments(self, batch: Batch) -> Tensor:
         """Return VAE moments (B, 2C, h, w) from the cache or from the images."""
         if "moments" in batch:
             return batch["moments"]
-        return self.codec().moments(batch["images"])
+        moments = self.codec().moments(batch["images"])
+        for number, own in enumerate(moments):
+            if not own.isfinite().all():
+                name = (batch.get("names") or batch["keys"])[number]
+                text = (
+                    f"{name} is encoded to values that are not finite; take it out, or set "
+                    "model.vae_dtype=fp32."
+                )
+                raise DataError(Problem(name, text))
+        return moments
+
+    def conditioning(self, batch: Batch) -> Conditioning:
+        """Return what the captions and the true sizes of the pictures tell the denoiser."""
+        sizes = [batch["original_size"], batch["crop_top_left"], batch["target_size"]]
+        return self.conditioner.encode(
+            batch["captions"], sizes=torch.cat(sizes, dim=1), input_ids=batch.get("input_ids")
+        )
 
     def codec(self) -> LatentCodec:
         """Return the VAE, loaded when it is first needed."""
@@ -193,45 +221,6 @@ class LoRATrainingModule(L.LightningModule):
     def record(self, terms: LossTerms, sample: NoisyLatents, weight: Tensor) -> None:
         """Keep this micro-batch's figures for the statistics; nothing is read back here."""
         self.last = MicroBatchRecord(terms.loss.detach(), terms.error, sample.timesteps, weight > 0)
-
-    # -- validation ---------------------------------------------------------------------------
-
-    def strata(self) -> Tensor:
-        """Return the validation timesteps, (K,) int64."""
-        return fixed_strata(
-            self.validation_strata, num_timesteps=self.objective.schedule.num_timesteps
-        )
-
-    def stratum_errors(self, batch: Batch) -> Tensor:
-        """Return the plain error of each image at each stratum, (B, K) float32."""
-        latents = mean_latents(self.moments(batch), self.family.latent_scale)
-        conditioning = self.conditioner.encode(batch["captions"])
-        columns = []
-        for number, timestep in enumerate(self.strata()):
-            generators = [
-                sample_generator(self.validation_seed, 0, key, f"validation:{number}")
-                for key in batch["keys"]
-            ]
-            sample = self.objective.draw(
-                latents,
-                generators,
-                timesteps=timestep.expand(len(generators)),
-                noise=draw_noise(latents.shape, generators),
-            )
-            prediction = self.denoiser(sample.noisy, sample.timesteps, conditioning)
-            weight = torch.zeros(len(generators), device=latents.device)
-            columns.append(self.objective(prediction, latents, sample, weight=weight).error)
-        counted = batch["loss_weight"] > 0  # fillers of other ranks do not count twice
-        return torch.stack(columns, dim=1)[counted]
-
-    def _mean_errors(self, which: str) -> Tensor:
-        """Return the mean over all images of all ranks by stratum, (K,), and forget the rows."""
-        rows = torch.cat(self._errors[which]).double()
-        self._errors[which] = []
-        total = torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])
-        total = self.trainer.strategy.reduce(total, reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return (total[:-1] / total[-1]).float()
 
     # -- checkpoints --------------------------------------------------------------------------
 
@@ -269,11 +258,3 @@ class LoRATrainingModule(L.LightningModule):
             raise AdapterError(*problems)
         for name, part in self.adapted.items():
             load_adapter_state(part, own[name])
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the base's validation figure: it is measured once in a run's life."""
-        checkpoint["base_errors"] = self.base_errors
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the base's validation figure back."""
-        self.base_errors = checkpoint["base_errors"]

@@ -12,7 +12,7 @@ import lightning.pytorch as L
 
 from loralab.errors import Problem, UserError
 
-PATTERN = re.compile(r"step-(\d+)\.ckpt")
+PATTERN = re.compile(r"(?:step|best)-(\d+)\.ckpt")
 
 
 class Checkpoint(L.Callback):
@@ -59,12 +59,9 @@ class Checkpoint(L.Callback):
         window_closed = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not window_closed or step == self._saved_step:
             return
-        # Signals reach the processes of a run at different moments; they stop at the same step.
-        stop = trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False)
-        if step % self.every_n_steps == 0 or stop:
+        trainer.should_stop |= stop_requested(trainer)
+        if step % self.every_n_steps == 0 or trainer.should_stop:
             self._save(trainer)
-        if stop:
-            trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Save the end of the run and stop listening."""
@@ -90,31 +87,52 @@ class Checkpoint(L.Callback):
             signal.signal(number, handler)
 
     def _save(self, trainer: L.Trainer) -> None:
-        folder = Path(trainer.default_root_dir) / "checkpoints"
-        path = folder / f"step-{trainer.global_step:06d}.ckpt"
-        part = path.with_suffix(".part")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(part)
+        path = save(trainer, "step")
+        for old in checkpoints(path.parent)[: -self.keep_last]:
             if trainer.is_global_zero:
-                os.replace(part, path)
-                for old in checkpoints(folder)[: -self.keep_last]:
-                    old.unlink()
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise UserError(
-                Problem(
-                    "output_dir",
-                    f"{path} could not be written ({error.strerror or error}); free some space or "
-                    "mend the folder's permissions, then continue with resume=auto.",
-                )
-            ) from error
+                old.unlink()
         self._saved_step = trainer.global_step
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def stop_requested(trainer: L.Trainer) -> bool:
+    """Tell whether the run was asked to stop.
+
+    Signals reach the processes of a run at different moments; all of them get the same answer.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    asked = any(item.stop_requested for item in callbacks if isinstance(item, Checkpoint))
+    return bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
+
+
+def save(trainer: L.Trainer, word: str) -> Path:
+    """Save the run as ``checkpoints/WORD-STEP.ckpt``, as a whole or not at all.
+
+    Raises:
+        UserError: The folder is full or not writable.
+    """
+    path = Path(trainer.default_root_dir) / "checkpoints"
+    path = path / f"{word}-{trainer.global_step:06d}.ckpt"
+    part = path.with_suffix(".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            Problem(
+                "output_dir",
+                f"{path} could not be written ({error.strerror or error}); free some space or "
+                "mend the folder's permissions, then continue with resume=auto.",
+            )
+        ) from error
+    return path
+
+
+def checkpoints(folder: Path, word: str = "step") -> list[Path]:
     """Return the checkpoints of a folder, oldest step first, compared as numbers."""
-    found = [path for path in folder.glob("step-*.ckpt") if PATTERN.fullmatch(path.name)]
+    found = [path for path in folder.glob(f"{word}-*.ckpt") if PATTERN.fullmatch(path.name)]
     return sorted(found, key=step_of)
 
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from loralab.training.callbacks.statistics import Statistics
+from loralab.training.validation import describe_validation
 
 
 class Progress(L.Callback):
@@ -65,8 +66,8 @@ class Progress(L.Callback):
         """Say what validation found."""
         figures = trainer.callback_metrics
         if trainer.is_global_zero and "val/loss" in figures and not trainer.sanity_checking:
-            ours, base = float(figures["val/loss"]), float(figures["val/loss_base"])
-            text = f"step {trainer.global_step}: val/loss {ours:.4f} (base {base:.4f})"
+            told = describe_validation({name: float(figures[name]) for name in figures})
+            text = f"step {trainer.global_step}: val/loss {told}"
             print(text, flush=True) if self._bar is None else self._console.print(text)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -28,7 +28,8 @@ class Statistics(L.Callback):
     def __init__(self) -> None:
         self.loss: float | None = None  # latest logged loss, for the progress line
         self.images_per_second: float | None = None
-        self._sums = torch.zeros(2 * NUM_BANDS + 2, dtype=torch.float64)
+        # Errors by band of timesteps, their numbers, the same of class images, loss, steps.
+        self._sums = torch.zeros(2 * NUM_BANDS + 4)  # float32: Apple's GPUs know no float64
         self._step = 0
         self._images, self._seconds, self._started = 0, 0.0, 0.0
         self._grad_norm: Tensor | None = None
@@ -66,7 +67,7 @@ class Statistics(L.Callback):
     ) -> None:
         """Add this micro-batch; at the end of a window perhaps log."""
         assert isinstance(module, LoRATrainingModule)
-        self._add(module)
+        self._add(module, batch)
         self._seconds += time.perf_counter() - self._started
         self._images += len(batch["keys"])
         if trainer.global_step == self._step:
@@ -82,20 +83,26 @@ class Statistics(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the sums of the checkpoint."""
-        self._sums = state["sums"]
+        self._sums = state["sums"].float()
 
-    def _add(self, module: LoRATrainingModule) -> None:
+    def _add(self, module: LoRATrainingModule, batch: Any) -> None:
         last = module.last
         assert last is not None
         num_timesteps = module.objective.schedule.num_timesteps
         bands = last.timesteps * NUM_BANDS // num_timesteps  # (B,)
-        counted = last.counted.double()
-        self._sums[:NUM_BANDS].index_add_(0, bands, last.error.double() * counted)
+        counted, error = last.counted.float(), last.error
+        is_prior = batch.get("is_prior") or [False] * len(batch["keys"])
+        if any(is_prior):  # their errors have another level and would hide those of the images
+            prior = counted * torch.tensor(is_prior, dtype=torch.float32, device=counted.device)
+            self._sums[-4:-2] += torch.stack([(error * prior).sum(), prior.sum()])
+            counted = counted - prior
+        self._sums[:NUM_BANDS].index_add_(0, bands, error * counted)
         self._sums[NUM_BANDS : 2 * NUM_BANDS].index_add_(0, bands, counted)
         self._sums[-2] += last.loss
 
     def _log(self, trainer: L.Trainer, module: LoRATrainingModule) -> None:
-        *cells, loss, steps = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
+        sums = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
+        *cells, prior, num_prior, loss, steps = sums
         world = trainer.world_size
         self.loss = loss / (steps / world)
         if not math.isfinite(self.loss):
@@ -113,6 +120,8 @@ class Statistics(L.Callback):
             if cells[NUM_BANDS + band]:
                 name = f"train/loss_by_timestep/{band * width:03d}-{(band + 1) * width - 1:03d}"
                 figures[name] = cells[band] / cells[NUM_BANDS + band]
+        if num_prior:
+            figures["train/loss_prior"] = prior / num_prior
         figures |= {f"learning_rate/{name}": rate for name, rate in self._rates.items()}
         for name, part in module.adapted.items():
             figures[f"adapter_norm/{name}"] = float(adapter_norm(part))

@@ -1,0 +1,1 @@
+"""The tools around training: `loralab COMMAND`, one file a command."""

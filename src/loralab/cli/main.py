@@ -1,0 +1,28 @@
+"""The console script `loralab`: its commands, and how it ends.
+
+A command's file imports nothing heavy at its top, so that `loralab --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from loralab.app.exits import exit_codes
+from loralab.cli import cache
+from loralab.cli.evaluate_demo import evaluate_demo
+
+app = typer.Typer(
+    help="Tools around LoRA training. Training itself is `python train.py`.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",  # paragraphs of docstrings flow
+    pretty_exceptions_enable=False,  # ours say what went wrong
+)
+app.command("evaluate-demo")(evaluate_demo)
+app.add_typer(cache.app, name="cache")
+
+
+def main() -> None:
+    """Run `loralab`; exit code 0 is success, 2 a user's mistake, 1 a crash."""
+    with exit_codes():
+        app(prog_name="loralab")

@@ -1,0 +1,123 @@
+"""Images -> latent cache, in batches of one bucket, decoded while the batch before is encoded."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from loralab.data.dataset import CacheEntry, read_pixels
+from loralab.data.latent_cache import LatentCache
+from loralab.errors import DataError
+from loralab.models.codec import LatentCodec
+
+PIXELS_A_BATCH = 2 * 512 * 512  # two images of 512 px, one of 1024: fits where training fits
+LARGEST_BATCH = 16
+
+
+def fill_cache(
+    cache: LatentCache,
+    entries: Iterable[CacheEntry],
+    load_codec: Callable[[], LatentCodec],
+    *,
+    num_workers: int = 0,
+    skips_bad: bool = False,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Encode and keep what the cache lacks; what is kept survives whatever stops the rest.
+
+    Args:
+        cache: The cache.
+        entries: Everything that it must hold; entries of one key count once.
+        load_codec: Loads the VAE, onto its device; called only when something is missing.
+        num_workers: Threads that decode ahead; 0 decodes and encodes in turns.
+        skips_bad: Leave images out that cannot be read or encoded; whoever asks for them is told.
+        report: Called with the number of entries done and their total.
+
+    Raises:
+        DataError: If an image cannot be read or encoded, or the cache cannot be written.
+    """
+    unique = {entry.key: entry for entry in entries}
+    todo = [unique[key] for key in cache.missing(unique)]
+    done = 0
+    report(done, len(todo))
+    if not todo:
+        return
+    codec = load_codec()
+    device = next(codec.parameters()).device
+    for decoded in _decoded(cut_batches(todo), num_workers, skips_bad):
+        batch = [entry for entry, pixels in decoded if pixels is not None]
+        pixels = [pixels for _, pixels in decoded if pixels is not None]
+        # Another process may have come first; what is there is not encoded again.
+        lacking = set(cache.missing(entry.key for entry in batch))
+        if lacking:
+            images = _padded(pixels, batch_size(batch[0])).to(device)
+            with torch.inference_mode():
+                moments = codec.moments(images).cpu()
+            for entry, own in zip(batch, moments[: len(batch)], strict=True):
+                if entry.key in lacking and (own.isfinite().all() or not skips_bad):
+                    cache.write(entry.key, own, source=entry.item.record.path)
+        for _ in decoded:
+            done += 1
+            report(done, len(todo))
+
+
+def batch_size(entry: CacheEntry) -> int:
+    """Return how many images of this one's bucket are encoded together."""
+    bucket = entry.item.bucket
+    return min(LARGEST_BATCH, max(1, PIXELS_A_BATCH // (bucket.height * bucket.width)))
+
+
+def cut_batches(entries: Sequence[CacheEntry]) -> list[list[CacheEntry]]:
+    """Return the entries in batches of one bucket, in order; the last of a bucket may be short."""
+    groups: dict[object, list[CacheEntry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.item.bucket].append(entry)
+    return [
+        group[start : start + batch_size(group[0])]
+        for group in groups.values()
+        for start in range(0, len(group), batch_size(group[0]))
+    ]
+
+
+def _decoded(
+    batches: Sequence[list[CacheEntry]], num_workers: int, skips_bad: bool
+) -> Iterator[list[tuple[CacheEntry, Tensor | None]]]:
+    """Yield each batch with its pixels, None for a bad image, the next under way in threads."""
+    read = partial(_pixels, skips_bad=skips_bad)
+    if not num_workers:
+        for batch in batches:
+            yield [(entry, read(entry)) for entry in batch]
+        return
+    with ThreadPoolExecutor(num_workers) as pool:  # Pillow lets other threads run
+        ahead = [pool.submit(read, entry) for entry in batches[0]]
+        try:
+            for number, batch in enumerate(batches, 1):
+                now, ahead = ahead, []
+                if number < len(batches):
+                    ahead = [pool.submit(read, entry) for entry in batches[number]]
+                yield [(entry, own.result()) for entry, own in zip(batch, now, strict=True)]
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pixels(entry: CacheEntry, *, skips_bad: bool) -> Tensor | None:
+    try:
+        return read_pixels(entry.item, entry.variant)
+    except DataError:
+        if skips_bad:
+            return None
+        raise
+
+
+def _padded(pixels: Sequence[Tensor], size: int) -> Tensor:
+    """Return a full batch (size, 3, H, W), filled up with its last image.
+
+    The last bits of a convolution depend on the size of the batch. With every batch of a bucket
+    alike, moments depend on the image alone and not on what else was missing.
+    """
+    return torch.stack([*pixels, *[pixels[-1]] * (size - len(pixels))])

@@ -1,0 +1,92 @@
+"""Keeps the account of every image and the receipts of the order, over resumes and ranks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+
+from loralab.data.account import Account, Tally
+from loralab.errors import Problem, UserError
+
+FILE = "data.json"
+_log = logging.getLogger("loralab")
+
+
+class Accounting(L.Callback):
+    """Notes every batch as training receives it.
+
+    Ranks meet at checkpoints and at the ends of epochs; the account is whole then, and written to
+    ``data.json`` in the run folder.
+    """
+
+    def __init__(self, account: Account) -> None:
+        """Continue this account."""
+        self.account = account
+        self._tally = Tally()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the batch; one process needs no meeting."""
+        self._tally.add(batch)
+        if trainer.world_size == 1:
+            self._settle(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Tell the receipt of the epoch to the log."""
+        self._settle(trainer)
+        if self.account.receipts and trainer.is_global_zero:
+            receipt = self.account.receipts[-1]
+            _log.info(
+                "epoch %d: order receipt %s over %d micro-batches",
+                receipt.epoch, receipt.sha256, receipt.micro_batches,
+            )  # fmt: skip
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write the account."""
+        self._settle(trainer)
+        self._write(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the account into the checkpoint and beside it; all ranks come here."""
+        self._settle(trainer)
+        checkpoint["account"] = self.account.state_dict()
+        self._write(trainer)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on with the account of the checkpoint."""
+        self.account.load_state_dict(checkpoint["account"])
+
+    def _settle(self, trainer: L.Trainer) -> None:
+        """Add what every rank has handed out since the last time."""
+        tallies = [self._tally] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(tallies, self._tally)
+        self.account.add(tallies)
+        self._tally = Tally()
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / FILE
+        part = path.with_suffix(".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(self.account.as_json(), encoding="utf-8")
+            os.replace(part, path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            sentence = (
+                f"{path} could not be written ({error.strerror or error}); free some space or mend "
+                "the folder's permissions, then continue with resume=auto."
+            )
+            raise UserError(Problem("output_dir", sentence)) from error

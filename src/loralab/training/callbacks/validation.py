@@ -1,0 +1,133 @@
+"""When validation is made, what is kept of it, and where it is told.
+
+Lightning's own validation loop is not used: it forgets a validation that was due when the run was
+killed, and it starts one when the run is asked to stop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+
+from loralab.adapters.inject import adapter_disabled
+from loralab.diffusion.timesteps import fixed_strata
+from loralab.training.callbacks.checkpoint import stop_requested
+from loralab.training.loader import ResumableLoader
+from loralab.training.module import LoRATrainingModule
+from loralab.training.validation import Measurement, figures, image_errors, measure
+
+
+class Validation(L.Callback):
+    """Measures the held-out images every n steps and at the end; the base once.
+
+    After each measurement the figures are in ``trainer.callback_metrics`` and the hook
+    ``on_validation_end`` of every callback is called, as Lightning does it.
+
+    Attributes:
+        base: What the images give with the adapter off; None before the first validation.
+        history: All measurements so far. It is in checkpoints, and all that watches validation
+            (early stopping, plateau, the best checkpoint) is a function of it.
+    """
+
+    def __init__(self, *, seed: int, strata: int, every_n_steps: int | None) -> None:
+        """Keep the options.
+
+        Args:
+            seed: Seed of the noise.
+            strata: Timesteps each image is measured at.
+            every_n_steps: Optimizer steps between validations; None measures the end only.
+        """
+        self.seed = seed
+        self.strata = strata
+        self.every_n_steps = every_n_steps
+        self.base: Measurement | None = None
+        self.history: list[Measurement] = []
+        self._loaders: tuple[ResumableLoader, ResumableLoader | None] | None = None
+
+    def losses_before(self, step: int) -> list[float]:
+        """Return val/loss of the validations made before an optimizer step, oldest first."""
+        return [
+            float(image_errors(entry.held_out).mean())
+            for entry in self.history
+            if entry.step < step
+        ]
+
+    def figures(self, module: LoRATrainingModule) -> dict[str, float]:
+        """Return the figures of the last validation; none before the first."""
+        if self.base is None:
+            return {}
+        return figures(
+            self.base,
+            self.history,
+            timesteps=self._timesteps(module),
+            num_timesteps=module.objective.schedule.num_timesteps,
+        )
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Make up for a validation that was due when the run was stopped."""
+        if self._is_due(trainer):
+            self.validate(trainer, module)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Validate when it is time, unless the run was asked to stop before its end."""
+        at_end = trainer.global_step >= trainer.max_steps
+        if self._is_due(trainer) and (at_end or not stop_requested(trainer)):
+            self.validate(trainer, module)
+
+    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Measure now, log, and tell the other callbacks."""
+        assert isinstance(module, LoRATrainingModule)
+        if self.base is None:
+            with adapter_disabled(module.adapted.values()):
+                self.base = self._measure(trainer, module, step=0)
+        self.history.append(self._measure(trainer, module, step=trainer.global_step))
+        found = self.figures(module)
+        trainer.callback_metrics.update(
+            {name: torch.tensor(value) for name, value in found.items()}
+        )
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step=trainer.global_step)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            callback.on_validation_end(trainer, module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that was measured."""
+        entries = [vars(entry) for entry in self.history]
+        return {"base": vars(self.base) if self.base else None, "history": entries}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what was measured."""
+        self.base = Measurement(**state["base"]) if state["base"] else None
+        self.history = [Measurement(**entry) for entry in state["history"]]
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        step = trainer.global_step
+        if step == 0 or (self.history and self.history[-1].step == step):
+            return False
+        on_cadence = self.every_n_steps is not None and step % self.every_n_steps == 0
+        return on_cadence or step >= trainer.max_steps
+
+    def _measure(self, trainer: L.Trainer, module: LoRATrainingModule, *, step: int) -> Measurement:
+        if self._loaders is None:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            self._loaders = data.held_out_loader(), data.probe_loader()
+        held_out, probe = (
+            None
+            if loader is None
+            else measure(trainer, module, loader, seed=self.seed, timesteps=self._timesteps(module))
+            for loader in self._loaders
+        )
+        assert held_out is not None
+        return Measurement(step, held_out, probe)
+
+    def _timesteps(self, module: LoRATrainingModule) -> torch.Tensor:
+        return fixed_strata(self.strata, num_timesteps=module.objective.schedule.num_timesteps)
