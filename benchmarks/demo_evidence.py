@@ -79,8 +79,10 @@ def subject(output: Path) -> Iterator[str]:
     rows = subject_figures(adapters, ROOT / "docs" / "subject.png")
     yield "The wall clock by its trigger word, 24 drawings; five other clocks by name, 8 each."
     yield f"Training took {seconds['with prior']:.0f} s with, {seconds['without']:.0f} s without.\n"
-    yield "| model | trigger draws the subject | other clocks right | other clocks became the "
-    yield "subject | difference from the base's drawing |\n|---|---|---|---|---|"
+    yield (
+        "| model | trigger draws the subject | other clocks right | other clocks became the "
+        "subject | difference from the base's drawing |\n|---|---|---|---|---|"
+    )
     for row in rows:
         yield f"| {' | '.join(row)} |"
     yield "\n![base, with prior loss, without](subject.png)"
