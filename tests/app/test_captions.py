@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loralab.app.captions import caption_rows, check_wildcards, tag_counts, with_tag_options
-from loralab.config.records import CaptionRecord
+from loralab.config.data_records import CaptionRecord
 from loralab.data.buckets import Bucket
 from loralab.data.captions import CaptionPipeline
 from loralab.data.crop import plan_crop

@@ -17,9 +17,10 @@ from loralab.adapters.fit import Fitted, load_weights, plan_problems
 from loralab.adapters.inject import inject, layer_sizes
 from loralab.adapters.plan import LayerPlan, plan_layers
 from loralab.adapters.spec import AdapterSpec, Overrides
+from loralab.config.adapter_records import AdaptedPartRecord
 from loralab.config.adapter_rules import pattern_values
 from loralab.config.choices import DropoutPlace
-from loralab.config.records import AdaptedPartRecord, RunConfig
+from loralab.config.records import RunConfig
 from loralab.config.rules import adapted_parts
 from loralab.errors import AdapterError, Collector, ConfigError, Problem, UserError
 from loralab.models.components import skeletons

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from loralab.config.records import CaptionRecord
+from loralab.config.data_records import CaptionRecord
 from loralab.data.captions import has_loose_brace
 from loralab.data.dataset import Item
 from loralab.data.sources import Source

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from loralab.config.choices import NoiseRule, Reduction, Weighting, WeightRule
 from loralab.config.objective_rules import prediction_problems
-from loralab.config.records import ObjectiveRecord, RunConfig
+from loralab.config.records import RunConfig
+from loralab.config.training_records import ObjectiveRecord
 from loralab.diffusion.losses import HUBER_SCHEDULES
 from loralab.diffusion.noise import InputPerturbation, NoiseRecipe
 from loralab.diffusion.objective import LossRecipe, Objective

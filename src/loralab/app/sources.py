@@ -9,7 +9,8 @@ from pathlib import Path
 from loralab.app.caching import open_file_index
 from loralab.app.captions import check_wildcards
 from loralab.config.choices import OnBadImage, SourceLayout
-from loralab.config.records import CaptionRecord, RunConfig
+from loralab.config.data_records import CaptionRecord
+from loralab.config.records import RunConfig
 from loralab.config.source_records import SourceRecord, caption_options, given_sources
 from loralab.data.augment import Augmentation
 from loralab.data.captions import CaptionPipeline

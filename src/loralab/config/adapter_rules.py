@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from loralab.config.adapter_records import AdaptedPartRecord
 from loralab.config.choices import AdapterKind, DropoutPlace, WeightNorm
-from loralab.config.records import AdaptedPartRecord, RunConfig
+from loralab.config.records import RunConfig
 from loralab.errors import Problem
 
 # Setting -> (its neutral value, kinds that know it).

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from loralab.config.records import CaptionRecord, RunConfig
+from loralab.config.data_records import CaptionRecord
+from loralab.config.records import RunConfig
 from loralab.config.source_records import caption_options, given_sources
 from loralab.errors import Problem
 

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from loralab.config import records
+from loralab.config import data_records
 from loralab.config.compat import apply_compat
 from loralab.config.records import RunConfig
 from loralab.config.rules import check_rules
@@ -181,7 +181,7 @@ def _convert(record_type: type, raw: Any, prefix: str, problems: list[Problem]) 
         elif (kind := record_of_list(hint)) is not None and isinstance(raw.get(name), list):
             values[name] = convert_list(kind, raw[name], key, problems)
         elif (part := item.metadata.get("part_of")) is not None:
-            kind = getattr(records, part)
+            kind = getattr(data_records, part)
             values[name] = _convert_part(kind, raw.get(name) or {}, f"{key}.", problems)
         else:
             values[name] = _leaf(node, item, raw, key, problems)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from loralab import demo
+from loralab.config.adapter_records import AdaptedPartRecord
 from loralab.config.adapter_rules import ADAPTER_RULES
 from loralab.config.caption_rules import CAPTION_RULES
 from loralab.config.data_rules import DATA_RULES
 from loralab.config.objective_rules import OBJECTIVE_RULES
-from loralab.config.records import AdaptedPartRecord, RunConfig
+from loralab.config.records import RunConfig
 from loralab.config.schedule_rules import SCHEDULE_RULES
 from loralab.config.source_records import given_sources
 from loralab.config.source_rules import SOURCE_RULES

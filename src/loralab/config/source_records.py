@@ -11,7 +11,7 @@ from loralab.config.choices import AugmentationKind, FilterAction, SourceLayout
 from loralab.config.option import option
 
 if TYPE_CHECKING:
-    from loralab.config.records import CaptionRecord, DataRecord
+    from loralab.config.data_records import CaptionRecord, DataRecord
 
 
 @dataclass(kw_only=True)
