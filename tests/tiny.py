@@ -118,6 +118,7 @@ def make_tiny_sdxl(path: Path, *, seed: int = 0, prediction_type: str = "epsilon
         write_part(
             path / "unet",
             tiny_unet(
+                layers_per_block=2,  # kohya's names of SDXL's blocks count on two
                 down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
                 up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
                 attention_head_dim=(2, 4),

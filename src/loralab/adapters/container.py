@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loralab.errors import AdapterError, Problem
+from loralab.files import replacing
 
 PICKLES = (".ckpt", ".pt", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
@@ -222,18 +223,10 @@ class _LegacyHash:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Give a temporary file that takes the path's place when all went well: fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Give a temporary file that takes the path's place when all went well."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as part, part.open("wb") as file:
+            yield file
     except OSError as error:
         text = f"{path} cannot be written: {error.strerror or error}; choose another folder."
         raise AdapterError(Problem(str(path), text)) from error
@@ -241,7 +234,8 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of protocols that it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         text = (
             f"{path} holds Python objects beside tensors, which could run code; "

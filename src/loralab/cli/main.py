@@ -9,7 +9,12 @@ import typer
 
 from loralab.app.exits import exit_codes
 from loralab.cli import cache
+from loralab.cli.convert import convert
 from loralab.cli.evaluate_demo import evaluate_demo
+from loralab.cli.extract import extract
+from loralab.cli.inspect import inspect
+from loralab.cli.merge import merge
+from loralab.cli.resize import resize
 
 app = typer.Typer(
     help="Tools around LoRA training. Training itself is `python train.py`.",
@@ -19,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # ours say what went wrong
 )
 app.command("evaluate-demo")(evaluate_demo)
+for command in (inspect, convert, merge, extract, resize):
+    app.command()(command)
 app.add_typer(cache.app, name="cache")
 
 

@@ -1,0 +1,257 @@
+"""Tools on adapter files: what they write, measured on the weights, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from loralab.adapters.export import write_adapter
+from loralab.adapters.inject import inject
+from loralab.adapters.layers import adapter_layers
+from loralab.adapters.spec import AdapterSpec
+from loralab.app import tools
+from loralab.cli.main import app
+from loralab.errors import UserError
+from tests.adapters.adapted import SD_SCRIPTS_TEXT_ENCODER, randomize
+from tests.adapters.reloading import UNET_TARGETS, load, parts_of
+from tests.tiny import make_tiny_sd1
+
+RANK, ALPHA = 4, 7.0
+Q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_sd1(tmp_path_factory.mktemp("tools") / "sd1")
+
+
+@pytest.fixture(scope="module")
+def live(base: Path) -> dict[str, nn.Module]:
+    parts = parts_of(load(base, "sd1"))
+    for name, module in parts.items():
+        targets = UNET_TARGETS if name == "unet" else SD_SCRIPTS_TEXT_ENCODER
+        inject(module, AdapterSpec("lora", RANK, ALPHA, 0.0, targets), part=name)
+        randomize(module)
+    return parts
+
+
+@pytest.fixture(scope="module")
+def file(live: dict[str, nn.Module], base: Path) -> Path:
+    path = base.parent / "adapter.safetensors"
+    write_adapter(path, live, layout="kohya", dtype=torch.float32, metadata={"ss_seed": "1"})
+    return path
+
+
+def deltas(path: Path) -> dict[str, Tensor]:
+    """Return every module's update: alpha / rank * up @ down, by hand."""
+    tensors, found = load_file(path), {}
+    for key in tensors:
+        if key.endswith(".lora_down.weight"):
+            name = key.removesuffix(".lora_down.weight")
+            down, up = tensors[key].double(), tensors[f"{name}.lora_up.weight"].double()
+            scale = float(tensors[f"{name}.alpha"]) / down.shape[0]
+            found[name] = up.flatten(1) @ down.flatten(1) * scale
+    return found
+
+
+def error(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    """Return the largest ||one - two|| / ||two|| of a module."""
+    assert one.keys() == two.keys()
+    return max(float((one[n] - two[n]).norm() / two[n].norm()) for n in two)
+
+
+def loralab(*arguments: object) -> Any:
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def test_inspect_tells_kind_rank_alpha_norm_and_metadata(file: Path) -> None:
+    found = loralab("inspect", file, "--json")
+    assert found["family"] == "sd1"
+    assert found["metadata"]["ss_seed"] == "1"
+    assert {(row["kind"], row["rank"], row["alpha"]) for row in found["modules"]} == {
+        ("lora", RANK, ALPHA)
+    }
+    row = next(r for r in found["modules"] if r["module"].endswith("layers.0.mlp.fc1"))
+    name = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    assert row["norm"] == pytest.approx(float(deltas(file)[name].norm()), rel=1e-5)
+    shown = CliRunner().invoke(app, ["inspect", str(file)])
+    assert "ss_seed" in shown.output
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_convert_there_and_back_keeps_every_tensor(file: Path, tmp_path: Path, suffix: str) -> None:
+    there, back = tmp_path / "there.safetensors", tmp_path / f"back.{suffix}"
+    loralab("convert", file, there, "--to", "diffusers", "--json")
+    assert all(key.startswith(("unet.", "text_encoder.")) for key in load_file(there))
+    loralab("convert", there, back, "--to", "kohya", "--json")
+    found = load_file(back) if suffix == "safetensors" else torch.load(back, weights_only=True)
+    original = load_file(file)
+    assert found.keys() == original.keys()
+    assert all(torch.equal(found[key], original[key]) for key in original)
+    half = tmp_path / "half.safetensors"
+    loralab("convert", file, half, "--to", "kohya", "--precision", "16", "--json")
+    assert {tensor.dtype for tensor in load_file(half).values()} == {torch.float16}
+
+
+def test_exact_merge_is_the_weighted_sum(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sum.safetensors"
+    loralab("merge", file, file, "--out", out, "--weight", 0.75, "--weight", -0.25, "--json")
+    wanted = {name: delta * 0.5 for name, delta in deltas(file).items()}
+    assert error(deltas(out), wanted) < 1e-5
+    assert load_file(out)[f"{Q}.lora_down.weight"].shape[0] == 2 * RANK
+
+
+def test_merge_by_svd_to_enough_rank_is_the_sum_too(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "svd.safetensors"
+    loralab("merge", file, file, "--out", out, "--rank", RANK, "--json")
+    assert error(deltas(out), {n: 2 * d for n, d in deltas(file).items()}) < 1e-5
+
+
+def test_merged_base_is_base_plus_update(
+    base: Path, live: dict[str, nn.Module], file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "merged"
+    loralab("merge", file, "--base", base, "--out", out, "--json")
+    for part, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        before, after = (load_file(b / part / f"{stem}.safetensors") for b in (base, out))
+        changed = {key for key in before if not torch.equal(before[key], after[key])}
+        for path, layer in adapter_layers(live[part]).items():
+            own: Any = layer
+            key = next(k for k in before if k.removeprefix("text_model.") == f"{path}.weight")
+            wanted = before[key] + own.get_delta_weight("default").detach()
+            torch.testing.assert_close(after[key], wanted, rtol=1e-6, atol=1e-6)
+            changed.remove(key)
+        assert not changed, "other weights are as they were"
+    load(out, "sd1")
+
+
+def test_extraction_of_a_merged_base_gives_the_adapter_back(
+    base: Path, file: Path, tmp_path: Path
+) -> None:
+    merged, out = tmp_path / "merged", tmp_path / "back.safetensors"
+    loralab("merge", file, "--base", base, "--out", merged, "--json")
+    figures = loralab("extract", base, merged, out, "--rank", 2 * RANK, "--json")
+    assert figures["modules"] == len(deltas(file))
+    assert error(deltas(out), deltas(file)) < 1e-4
+    # Of the same energy at the adapter's own rank: it has no more directions.
+    assert figures["least_energy"] > 0.999999
+
+
+def test_resize_loses_less_the_more_energy_it_keeps(file: Path, tmp_path: Path) -> None:
+    errors = []
+    for energy in (0.3, 0.6, 0.9, 1.0):
+        out = tmp_path / f"{energy}.safetensors"
+        rows = loralab("resize", file, out, "--energy", energy, "--json")
+        assert all(row["energy"] >= energy - 1e-9 for row in rows)
+        whole, cut = deltas(file), deltas(out)
+        errors.append(max(float((cut[n] - whole[n]).norm() / whole[n].norm()) for n in whole))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0.3
+    assert errors[-1] < 1e-5
+
+
+class Payload:
+    """An object whose unpickling would leave a mark."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("pickle-was-run"),)
+
+
+def _truncated(file: Path, out: Path) -> None:
+    out.write_bytes(file.read_bytes()[:-100])
+
+
+def _changed(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path, Path], None]:
+    def damage(file: Path, out: Path) -> None:
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, out)
+
+    return damage
+
+
+def _garbage(file: Path, out: Path) -> None:
+    out.write_bytes(b"\xff" * 500)
+
+
+def _payload(file: Path, out: Path) -> None:
+    out.write_bytes(pickle.dumps({"a": Payload()}))
+
+
+def _not_flat(file: Path, out: Path) -> None:
+    torch.save({"a": {"b": torch.zeros(1)}}, out)
+
+
+DOWN, UP = f"{Q}.lora_down.weight", f"{Q}.lora_up.weight"
+BROKEN: dict[str, tuple[str, Callable[[Path, Path], None], str]] = {
+    "truncated": ("a.safetensors", _truncated, "cannot be read as a safetensors file"),
+    "garbage": ("a.safetensors", _garbage, "cannot be read as a safetensors file"),
+    "empty": ("a.safetensors", lambda f, o: o.write_bytes(b"") and None, "cannot be read"),
+    "missing": ("a.safetensors", lambda f, o: None, "cannot be read"),
+    "no tensors": ("a.safetensors", _changed(dict.clear), "holds no adapter"),
+    "NaN": ("a.safetensors", _changed(lambda t: t[DOWN].fill_(float("nan"))), "not finite in"),
+    "half a module": ("a.safetensors", _changed(lambda t: t.pop(UP)), "lacks the up factor of"),
+    "extra key": (
+        "a.safetensors", _changed(lambda t: t.update({"vae.x": torch.zeros(1)})),
+        "holds vae.x, which is no tensor of an adapter",
+    ),
+    "negative alpha": (
+        "a.safetensors", _changed(lambda t: t.update({f"{Q}.alpha": torch.tensor(-1.0)})),
+        "has alpha -1",
+    ),
+    "unknown tensor": (
+        "a.safetensors", _changed(lambda t: t.update({f"{Q}.hada_w1_a": torch.zeros(1)})),
+        "are not a complete adapter",
+    ),
+    "pickle payload": ("a.pt", _payload, "could run code"),
+    "nested pickle": ("a.ckpt", _not_flat, "not a flat dictionary of tensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", BROKEN)
+def test_a_broken_file_is_answered_with_one_sentence(
+    file: Path, tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, damage, said = BROKEN[which]
+    broken = tmp_path / name
+    damage(file, broken)
+    with pytest.raises(UserError, match=said) as caught:
+        tools.convert(broken, tmp_path / "out.safetensors", to="diffusers", precision=None)
+    assert len(caught.value.problems) == 1
+    assert str(broken) in str(caught.value)
+    assert not (tmp_path / "out.safetensors").exists()
+    assert not (tmp_path / "pickle-was-run").exists()
+
+
+def test_missing_alpha_means_alpha_of_the_rank(file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({k: t for k, t in load_file(file).items() if not k.endswith("alpha")}, path)
+    assert {row["alpha"] for row in tools.inspect(path)["modules"]} == {float(RANK)}
+
+
+@pytest.mark.parametrize("problem", ["family", "shape"])
+def test_an_adapter_of_another_model_is_not_merged(
+    base: Path, file: Path, tmp_path: Path, problem: str
+) -> None:
+    tensors = load_file(file)
+    if problem == "family":
+        tensors = {"lora_te2_text_model_encoder_layers_0_mlp_fc1" + k.removeprefix(Q): t
+                   for k, t in tensors.items() if k.startswith(Q)}  # fmt: skip
+    else:
+        tensors[DOWN] = torch.zeros(RANK, 33)
+    other = tmp_path / "other.safetensors"
+    save_file(tensors, other)
+    with pytest.raises(UserError, match="does not have" if problem == "family" else "do not fit"):
+        tools.merge_into_base(base, [other], [1.0], tmp_path / "merged")
