@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class ModelPlace:
         return place if isinstance(place, ModelPlace) else cls(place)
 
 
-class PartSource:
+class PartSource(ABC):
     """Gives configs and weights of a model's parts, and collects what is wrong with them.
 
     Attributes:
@@ -61,33 +62,33 @@ class PartSource:
         if self.problems:
             raise ModelError(*self.problems)
 
+    @abstractmethod
     def family(self) -> str | None:
         """Return the family whose layout this has; None when that cannot be told.
 
         Raises:
             ModelError: When it is no model at all.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def config(self, part: str) -> dict[str, Any]:
         """Return a part's config; on a problem report it and return an empty mapping."""
-        raise NotImplementedError
 
+    @abstractmethod
     def config_file(self, part: str) -> Path:
         """Return the file to name when a part's config is wrong."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weight_files(self, part: str) -> Sequence[Path]:
         """Return the files that hold a part's weights."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_weights(self, part: str) -> None:
         """Report missing, pickled or incomplete weights of a part."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_tokenizer(self, layout: TextLayout, vocab_size: int | None) -> None:
         """Report a tokenizer that is missing or of another size than the text encoder's."""
-        raise NotImplementedError
 
 
 def find_model(path: str | Path) -> Path:
