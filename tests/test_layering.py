@@ -29,18 +29,19 @@ FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 # `demo.scripts` stands for the other files of that folder, which made the base, and
 # `demo.evaluation` for what judges its drawings.
 SIBLINGS = {"data", "diffusion", "models", "adapters"}
-BELOW_APP = {"training", "errors", *SIBLINGS}
+BELOW_APP = {"training", "errors", "files", *SIBLINGS}
 ROOMS = {
     "train": {"app", "config", "errors"},
     "cli": {"app", "config", "demo", "errors"},
     "app": {"config", "demo", "demo.evaluation", *BELOW_APP},
-    "training": {"errors", *SIBLINGS},
-    **{sibling: {"errors"} for sibling in SIBLINGS},
+    "training": {"errors", "files", *SIBLINGS},
+    **{sibling: {"errors", "files"} for sibling in SIBLINGS},
     "config": {"demo", "errors"},
     "demo": set[str](),
     "demo.scripts": {"demo", *BELOW_APP},
     "demo.evaluation": {"demo", "demo.scripts", *BELOW_APP},
     "errors": set[str](),
+    "files": set[str](),
 }
 
 # Library -> its homes: a room, or one module or package inside a room.
@@ -58,7 +59,7 @@ HOMES = {
     "lycoris": {"adapters"},
     "xformers": {"models"},
     "huggingface_hub": {"models"},
-    "lightning": {"training", "app.build"},
+    "lightning": {"training", "app.build", "app.callbacks"},
     "tensorboard": {"training", "app"},
     "psutil": {"training", "app"},
     "hydra": {"config", "app", "train"},

@@ -171,3 +171,18 @@ def test_the_hash_in_the_metadata_is_that_of_the_bytes_after_the_header(tiny: Ti
     assert run.metadata["sshs_model_hash"] == hashlib.sha256(data[begin:]).hexdigest()
     frequency = json.loads(run.metadata["ss_tag_frequency"])
     assert all(isinstance(count, int) for tags in frequency.values() for count in tags.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("flip", {"ss_flip_aug": "True", "ss_random_crop": "False", "ss_color_aug": "False"}),
+        ("random_crop", {"ss_flip_aug": "False", "ss_random_crop": "True"}),
+        ("color", {"ss_color_aug": "True", "ss_random_crop": "False"}),
+    ],
+)
+def test_metadata_names_the_augmentation_in_use(
+    tiny: Tiny, kind: str, fields: dict[str, str]
+) -> None:
+    run = tiny.run(ONE_STEP, f"data.augmentations=[{kind}]", "data.latent_cache.enabled=false")
+    assert fields.items() <= run.metadata.items()

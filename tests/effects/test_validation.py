@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from loralab.app.preflight import Survey
 from loralab.errors import ConfigError
@@ -144,3 +146,13 @@ def test_single_held_out_image_cannot_stop_a_run(tiny: Tiny, tmp_path: Path) -> 
 def test_sweeps_may_minimise_the_best_loss(tiny: Tiny) -> None:
     run = tiny.run(*WATCHED, "optimized_metric=val/best_loss")
     assert run.value == run.metrics["val/best_loss"] < run.metrics["val/loss"]
+
+
+def test_comparison_of_runs_shows_loss_error_and_best(tiny: Tiny) -> None:
+    run = tiny.run(*HELD_OUT[:1], "logger=tensorboard")
+    events = EventAccumulator(str(run.folder)).Reload()
+    content = events.PluginTagToContent("hparams")["_hparams_/experiment"]
+    data = plugin_data_pb2.HParamsPluginData.FromString(content)
+    shown = {info.name.tag for info in data.experiment.metric_infos}
+    assert {"val/loss", "val/loss_stderr", "val/best_loss", "val/best_step"} <= shown
+    assert {"val/loss", "val/loss_stderr", "val/best_step"} <= set(events.Tags()["scalars"])

@@ -37,7 +37,13 @@ def test_two_processes_equal_one_with_accumulation_of_two(
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-6)
     ours, theirs = curves(folders[1]), curves(folders[0])
-    for tag in ("train/loss", "train/gradient_norm", "val/loss", "val/loss_base"):
+    for tag in (
+        "train/loss",
+        "train/gradient_norm",
+        "val/loss",
+        "val/loss_base",
+        "val/loss_stderr",
+    ):
         assert [step for step, _ in ours[tag]] == [step for step, _ in theirs[tag]]
         pairs = zip(ours[tag], theirs[tag], strict=True)
         assert all(abs(a - b) <= 1e-4 * abs(b) for (_, a), (_, b) in pairs), tag

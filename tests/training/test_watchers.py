@@ -13,11 +13,15 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping as LightningStopping
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from loralab.data.dataset import Item
 from loralab.training.callbacks.best import BestCheckpoint
 from loralab.training.callbacks.checkpoint import Checkpoint, checkpoints
 from loralab.training.callbacks.early_stopping import EarlyStopping, OverfitAlarm
+from loralab.training.callbacks.export import Export
 from loralab.training.callbacks.validation import Validation
 from loralab.training.lr_schedules import make_lr_multiplier
 from tests.training.test_callbacks import Memory
@@ -60,9 +64,10 @@ class Run:
         ckpt_path: Path | None = None,
         plateau: bool = False,
         accumulation: int = 1,
+        logger: Logger | None = None,
     ) -> Any:
         make_module, make_data, make_trainer, items = self.fixtures
-        validation, logger = new_validation(every_n_steps), Memory()
+        validation, logger = new_validation(every_n_steps), logger or Memory()
         options: dict[str, Any] = {}
         if plateau:
             options["lr_multiplier"] = make_lr_multiplier(
@@ -307,3 +312,33 @@ def test_plateau_lowers_the_rate_after_a_validation_and_resumes_exactly(
     assert resumed_rates.seen == {step: rate for step, rate in whole_rates.seen.items()
                                   if step >= 12}  # fmt: skip
     assert same_weights(resumed, whole)
+
+
+def test_run_that_stops_inside_an_epoch_exports_no_epoch(run: Run) -> None:
+    written: list[str] = []
+    export = Export(
+        lambda ending, step: written.append(ending), every_n_steps=None, every_n_epochs=1
+    )
+    batches = run(steps=1).num_training_batches
+    assert batches > 2
+    run.folder = run.folder / "stopped"
+    run(extra=(Interrupter(batches + 1), export))
+    assert written == ["-epoch0001"]
+
+
+def test_alarm_is_a_text_in_tensorboard(run: Run, tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version="board")
+    run(logger=logger)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    texts = [event.tensor_proto.string_val[0].decode()
+             for event in events.Tensors("val/overfitting/text_summary")]  # fmt: skip
+    assert texts[0].startswith("overfitting since step ")
+    assert len(events.Scalars("val/loss_stderr")) == STEPS / 2
+
+
+def test_callbacks_of_lightning_may_watch_the_loss(run: Run) -> None:
+    stopping = LightningStopping(monitor="val/loss", patience=2, mode="min")
+    trainer = run(extra=(stopping,))
+    assert trainer.global_step < STEPS
+    assert stopping.wait_count == 2

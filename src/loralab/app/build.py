@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as L
-import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from loralab.app.adapters import inject_adapters
+from loralab.app.callbacks import build_callbacks
 from loralab.app.export import AdapterWriter
 from loralab.app.folders import RunFolder
 from loralab.app.models import DTYPES, fixed_sizes, model_place, training_device
@@ -20,20 +20,13 @@ from loralab.app.preflight import Survey
 from loralab.app.processes import is_main_process
 from loralab.app.recipes import recipe_arguments, recipe_target
 from loralab.app.schedule import lr_multiplier, no_losses
-from loralab.config.choices import LoggerKind, OnBadImage, Reduction, WeightNorm
+from loralab.config.choices import LoggerKind, OnBadImage, Reduction
 from loralab.config.records import RunConfig
 from loralab.data.account import Account
-from loralab.data.dataset import read_pixels
-from loralab.errors import DataError
 from loralab.models.family import ModelFamily
 from loralab.models.registry import load_family
-from loralab.training.callbacks.accounting import Accounting
-from loralab.training.callbacks.adapter_care import Freezing, WeightNormLimit
-from loralab.training.callbacks.best import BestCheckpoint
 from loralab.training.callbacks.checkpoint import step_of
-from loralab.training.callbacks.early_stopping import EarlyStopping, OverfitAlarm
-from loralab.training.callbacks.export import Export
-from loralab.training.callbacks.preview import Preview, PreviewOptions
+from loralab.training.callbacks.early_stopping import EarlyStopping
 from loralab.training.callbacks.validation import Validation
 from loralab.training.datamodule import ImageTextDataModule, LoaderOptions
 from loralab.training.module import LoRATrainingModule
@@ -180,15 +173,7 @@ def build_trainer(
         "enable_checkpointing": False,
         "default_root_dir": str(folder.path),
         "logger": build_logger(config, folder),
-        "callbacks": [
-            Accounting(writer.account),
-            *build_adapter_care(config, survey),  # before anything is measured or saved
-            *_chosen_callbacks(config, "statistics"),
-            *_chosen_callbacks(config, None),
-            *build_watchers(config, validation),
-            *_chosen_callbacks(config, "checkpoint"),
-            *build_outputs(config, survey, writer),
-        ],
+        "callbacks": build_callbacks(config, survey, writer, validation),
     }
     trainer: L.Trainer = recipe_target("trainer", config.trainer)(**arguments)
     return trainer
@@ -224,92 +209,6 @@ def _csv_logger(folder: RunFolder, **place: Any) -> CSVLogger:
         logger.experiment.metrics = kept  # Lightning 2.6 deletes the old file here
         logger.save()
     return logger
-
-
-def build_watchers(config: RunConfig, validation: Validation | None) -> list[L.Callback]:
-    """Return validation and what it may cause, in the order of their doing."""
-    if validation is None:
-        return []
-    options = config.validation
-    watchers: list[L.Callback] = [validation]
-    if options.keep_best:
-        watchers.append(BestCheckpoint(validation))
-    if options.train_probe:
-        watchers.append(OverfitAlarm(validation))
-    if options.patience is not None:
-        watchers.append(
-            EarlyStopping(
-                validation, patience=options.patience, min_improvement=options.min_improvement
-            )
-        )
-    return watchers
-
-
-def build_adapter_care(config: RunConfig, survey: Survey) -> list[L.Callback]:
-    """Return what limits and freezes adapters while they are trained."""
-    care: list[L.Callback] = []
-    if config.adapter.weight_norm.type is not WeightNorm.none:
-        limit = config.adapter.weight_norm
-        care.append(WeightNormLimit(limit.type.name, limit.max))
-    steps = {name: p.freeze_after_steps for name, p in survey.parts.items() if p.freeze_after_steps}
-    if steps:
-        care.append(Freezing(steps))
-    return care
-
-
-def build_outputs(config: RunConfig, survey: Survey, writer: AdapterWriter) -> list[L.Callback]:
-    """Return the callbacks that make pictures and files."""
-    outputs: list[L.Callback] = []
-    if config.preview.prompts:
-        side = config.model.native_resolution
-        factor = survey.facts.bucket_step
-        side = max(factor, side // factor * factor)
-        options = PreviewOptions(
-            prompts=tuple(config.preview.prompts),
-            negative_prompt=config.preview.negative_prompt,
-            num_steps=config.preview.steps,
-            guidance_scale=config.preview.guidance_scale,
-            seed=config.preview.seed,
-            every_n_steps=config.preview.every_n_steps,
-            size=(side, side),
-        )
-        outputs.append(Preview(options, examples=_examples(config, survey)))
-    if config.export.every_n_steps or config.export.every_n_epochs:
-        outputs.append(
-            Export(
-                writer.write,
-                every_n_steps=config.export.every_n_steps,
-                every_n_epochs=config.export.every_n_epochs,
-            )
-        )
-    return outputs
-
-
-def _examples(config: RunConfig, survey: Survey) -> list[torch.Tensor]:
-    """Return one training image for each prompt, (3, H, W) in [0, 1]."""
-    examples: list[torch.Tensor] = []
-    for item in (item for item in survey.items if not item.source.is_prior):
-        if len(examples) == len(config.preview.prompts):
-            break
-        try:
-            examples.append(read_pixels(item) / 2 + 0.5)
-        except DataError:
-            if config.data.on_bad_image is OnBadImage.stop:
-                raise
-    return examples
-
-
-def _chosen_callbacks(config: RunConfig, which: str | None) -> list[L.Callback]:
-    """Return the callback of one name, or all but those whose place matters.
-
-    A figure is taken before it is shown, and a checkpoint is saved when all else is done.
-    """
-    placed = ("statistics", "checkpoint")
-    return [
-        recipe_target(f"callbacks.{name}", recipe)(**recipe_arguments(recipe))
-        for name, recipe in config.callbacks.items()
-        if recipe is not None and (name == which if which else name not in placed)
-    ]
 
 
 def _optimizer_maker(recipe: dict[str, Any]) -> Callable[[list[dict[str, Any]]], Any]:

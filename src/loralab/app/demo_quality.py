@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -27,6 +26,7 @@ from loralab.config.records import RunConfig
 from loralab.demo.evaluation.procedure import OWN_WORD, STYLE, TRIGGER, Evaluation, evaluate
 from loralab.demo.evaluation.scores import Score
 from loralab.errors import UserError
+from loralab.files import replacing
 from loralab.models.family import ModelFamily
 from loralab.models.registry import load_family
 from loralab.training.outcome import log_outcome
@@ -124,10 +124,9 @@ def _write(evaluation: Evaluation, folder: Path) -> None:
     text = json.dumps(evaluation.as_plain(), indent=2, ensure_ascii=False)
     write_text(folder / FIGURES_FILE, text + "\n")
     path = folder / SHEET_FILE
-    part = path.with_name(path.name + ".part")
     try:
-        evaluation.sheet.save(part, format="PNG")
-        os.replace(part, path)
+        with replacing(path) as part:
+            evaluation.sheet.save(part, format="PNG")
     except OSError as error:
         raise UserError(storage_problem(path, error)) from error
 

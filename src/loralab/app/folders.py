@@ -15,6 +15,7 @@ from typing import Any
 from loralab.app.logs import close_log
 from loralab.config.records import RunConfig
 from loralab.errors import Problem, ResumeError, UserError
+from loralab.files import replacing
 
 STATE_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
@@ -75,11 +76,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: The folder is full or not writable.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(storage_problem(path, error)) from error
 

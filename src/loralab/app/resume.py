@@ -63,7 +63,10 @@ def checkpoint_problem(path: Path) -> Problem | None:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, pickle.UnpicklingError, EOFError, ValueError, LookupError):
         content = None
-    if isinstance(content, Mapping) and {"state_dict", "loops", "callbacks"} <= content.keys():
+    if (
+        isinstance(content, Mapping)
+        and {"state_dict", "loops", "callbacks", "account"} <= content.keys()
+    ):
         return None
     return Problem(
         "resume",

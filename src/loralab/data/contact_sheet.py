@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from loralab.files import replacing
 
 CELL = 192  # px; small pictures are enlarged to whole multiples, large ones shrunk
 MARGIN, HEADING, LABEL = 12, 30, 24
@@ -45,10 +46,8 @@ def save_sheet(
     for row, label in enumerate(labels):
         top = HEADING + row * (CELL + LABEL) + CELL + 3
         draw.text((MARGIN, top), label, fill="dimgray", font=font)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    sheet.save(part, format="PNG")
-    os.replace(part, path)
+    with replacing(path) as part:
+        sheet.save(part, format="PNG")
 
 
 def to_image(picture: Tensor) -> Image.Image:

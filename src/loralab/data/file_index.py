@@ -11,11 +11,11 @@ import contextlib
 import json
 import os
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from loralab.data.images import content_digest, read_bytes, read_size
+from loralab.files import replacing
 
 FORMAT_VERSION = 1  # raise it when what is taken for a sound file changes: read_size, digest
 SETTLING_NS = 2_000_000_000  # a younger file may change again within one tick of its clock
@@ -70,16 +70,10 @@ class FileIndex:
         """Add what was found to the file, whole or not at all; failing to is no error."""
         if self.path is None or not self._new:
             return
-        part = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.part")
         merged = {**_load(self.path), **self._new}  # another run may have written meanwhile
         self._known, self._new = merged, {}
-        with contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                part.write_text(json.dumps({"format": FORMAT_VERSION, "files": merged}))
-                os.replace(part, self.path)
-            finally:
-                part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), replacing(self.path) as part:
+            part.write_text(json.dumps({"format": FORMAT_VERSION, "files": merged}))
 
     def _is_settled(self, stamp: list[int | str]) -> bool:
         changed = max(int(stamp[2]), int(stamp[3]))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from loralab.files import replacing
 
 SCALE = 2  # drawn larger and shrunk, so that lines are smooth
 WIDTH, HEIGHT = 800 * SCALE, 400 * SCALE
@@ -54,10 +55,8 @@ def save_line_chart(
         draw.line([place(*point) for point in line], fill=color, width=2 * SCALE, joint="curve")
         draw.text((name_right, GAP), name, fill=color, font=font, anchor="ra")
         name_right -= draw.textlength(name, font=font) + 2 * GAP
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    image.resize((WIDTH // SCALE, HEIGHT // SCALE), Image.Resampling.BOX).save(part, "PNG")
-    os.replace(part, path)
+    with replacing(path) as part:
+        image.resize((WIDTH // SCALE, HEIGHT // SCALE), Image.Resampling.BOX).save(part, "PNG")
 
 
 def ticks(low: float, high: float, *, most: int) -> list[float]:

@@ -1,7 +1,6 @@
 """Checkpoints and rate schedules shared by the stages of the demo's pretraining."""
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from loralab.files import replacing
 
 
 def cosine_decay(step: int, num_steps: int, *, warmup_steps: int, flat_share: float = 0.4) -> float:
@@ -41,9 +42,8 @@ def save_checkpoint(path: Path, progress: Progress, **parts: Any) -> None:
     """Write the state of all parts and the progress; replace atomically."""
     state = {name: part.state_dict() for name, part in parts.items()}
     state["progress"] = {"step": progress.step, "earlier_minutes": progress.cpu_minutes()}
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with replacing(path) as part:
+        torch.save(state, part)
 
 
 def load_checkpoint(path: Path, **parts: Any) -> Progress:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from loralab.demo.concepts import list_canvases
 from loralab.demo.icons import Icons
 from loralab.demo.sources import CANVASES
+from loralab.files import replacing
 from loralab.models.family import ModelFamily
 from loralab.models.sampling import sample_images
 
@@ -137,10 +137,9 @@ class KeptDrawings:
             return [kept[label] for label in labels]
         except (OSError, SafetensorError, KeyError):  # not there, or not whole
             drawings = self.painter.draw(word, seed=seed)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        save_file({label: d.contiguous() for label, d in zip(labels, drawings, strict=True)}, part)
-        os.replace(part, path)
+        content = {label: d.contiguous() for label, d in zip(labels, drawings, strict=True)}
+        with replacing(path) as part:
+            save_file(content, part)
         return drawings
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from loralab.data.account import Account, Tally
 from loralab.errors import Problem, UserError
+from loralab.files import replacing
 
 FILE = "data.json"
 _log = logging.getLogger("loralab")
@@ -78,13 +78,10 @@ class Accounting(L.Callback):
         if not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / FILE
-        part = path.with_suffix(".part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(self.account.as_json(), encoding="utf-8")
-            os.replace(part, path)
+            with replacing(path) as part:
+                part.write_text(self.account.as_json(), encoding="utf-8")
         except OSError as error:
-            part.unlink(missing_ok=True)
             sentence = (
                 f"{path} could not be written ({error.strerror or error}); free some space or mend "
                 "the folder's permissions, then continue with resume=auto."

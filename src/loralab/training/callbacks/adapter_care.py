@@ -12,36 +12,22 @@ from torch import Tensor
 from loralab.adapters.layers import adapter_layers, adapter_parameters
 from loralab.adapters.norms import effective_rank, limit_norm
 from loralab.adapters.state import trainable_parameters, update_norm
+from loralab.training.callbacks.steps import StepCallback
 from loralab.training.module import LoRATrainingModule
 
 MOST_NAMED = 5
 
 
-class WeightNormLimit(L.Callback):
+class WeightNormLimit(StepCallback):
     """Keeps the norm of every module's update within a limit, after every optimizer step."""
 
     def __init__(self, norm: str, largest: float) -> None:
         """Take ``frobenius`` or ``spectral`` and the limit."""
         self.norm, self.largest = norm, largest
-        self._step = 0
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Begin to count at the step of the checkpoint."""
-        self._step = trainer.global_step
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Limit, when this micro-batch ended a step."""
+    def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Scale down what exceeds the limit."""
         assert isinstance(module, LoRATrainingModule)
-        if trainer.global_step == self._step:
-            return
-        self._step = trainer.global_step
         for part in module.adapted.values():
             for layer in adapter_layers(part).values():
                 limit_norm(layer, norm=self.norm, largest=self.largest)
@@ -66,7 +52,7 @@ class Freezing(L.Callback):
                     parameter.grad = None
 
 
-class DeadAdapters(L.Callback):
+class DeadAdapters(StepCallback):
     """Names modules that get no gradient or do not move, and logs how many directions they use."""
 
     def __init__(self, after_steps: int = 20, every_n_steps: int | None = None) -> None:
@@ -79,11 +65,6 @@ class DeadAdapters(L.Callback):
         self.after_steps, self.every_n_steps = after_steps, every_n_steps
         self.dead: list[str] = []  # the sentences, for whoever asks
         self._largest: dict[str, Tensor] = {}
-        self._step = 0
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Begin to count at the step of the checkpoint."""
-        self._step = trainer.global_step
 
     def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Keep the largest gradient of every part's modules until the check."""
@@ -98,20 +79,12 @@ class DeadAdapters(L.Callback):
             seen = torch.stack(rows)
             self._largest[name] = torch.maximum(self._largest.get(name, seen), seen)
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Look, when this micro-batch ended a step that is due."""
+    def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Look, when it is time."""
         assert isinstance(module, LoRATrainingModule)
         step = trainer.global_step
-        if step == self._step or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
-        self._step = step
         is_check = step == self.after_steps
         if is_check:
             self.dead = self._sentences(module)

@@ -11,11 +11,12 @@ from typing import Any
 import lightning.pytorch as L
 
 from loralab.errors import Problem, UserError
+from loralab.training.callbacks.steps import StepCallback
 
 PATTERN = re.compile(r"(?:step|best)-(\d+)\.ckpt")
 
 
-class Checkpoint(L.Callback):
+class Checkpoint(StepCallback):
     """Saves every n optimizer steps, at the end, and when the run is asked to stop.
 
     The first Ctrl-C or SIGTERM finishes the step under way, saves and stops; a second one stops
@@ -42,25 +43,15 @@ class Checkpoint(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Listen for requests to stop; Lightning's own handlers come back afterwards."""
+        super().on_train_start(trainer, module)
         self._saved_step = trainer.global_step
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._request_stop)
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Save when a window has just been closed and it is time, or a stop was requested."""
-        step = trainer.global_step
-        window_closed = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not window_closed or step == self._saved_step:
-            return
+    def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Save when it is time, or when the run was asked to stop."""
         trainer.should_stop |= stop_requested(trainer)
-        if step % self.every_n_steps == 0 or trainer.should_stop:
+        if trainer.global_step % self.every_n_steps == 0 or trainer.should_stop:
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from loralab.adapters.inject import adapter_disabled
 from loralab.data.contact_sheet import save_sheet
 from loralab.models.sampling import sample_images
+from loralab.training.callbacks.steps import StepCallback
 from loralab.training.module import LoRATrainingModule
 
 
@@ -41,7 +41,7 @@ class PreviewOptions:
     size: tuple[int, int]
 
 
-class Preview(L.Callback):
+class Preview(StepCallback):
     """Draws at the start, every n steps and at the end; to TensorBoard and to the run folder."""
 
     def __init__(self, options: PreviewOptions, *, examples: Sequence[Tensor] = ()) -> None:
@@ -58,6 +58,7 @@ class Preview(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw the base once."""
+        super().on_train_start(trainer, module)
         assert isinstance(module, LoRATrainingModule)
         if not self.options.prompts or not trainer.is_global_zero:
             return
@@ -66,18 +67,11 @@ class Preview(L.Callback):
         if trainer.global_step == 0:
             self._show(trainer, module)
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw when it is time; the end is drawn by `on_train_end`."""
         step, cadence = trainer.global_step, self.options.every_n_steps
         due = cadence is not None and step % cadence == 0 and step < trainer.max_steps
-        if due and step != self._drawn_step and self._base is not None:
+        if due and self._base is not None:
             self._show(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

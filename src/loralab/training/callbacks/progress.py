@@ -11,10 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from loralab.training.callbacks.statistics import Statistics
+from loralab.training.callbacks.steps import StepCallback
 from loralab.training.validation import describe_validation
 
 
-class Progress(L.Callback):
+class Progress(StepCallback):
     """Shows how far the run is."""
 
     def __init__(self, every_n_steps: int = 20) -> None:
@@ -24,12 +25,12 @@ class Progress(L.Callback):
         self.every_n_steps = every_n_steps
         self._console = Console()
         self._bar: Bar | None = None
-        self._started, self._first_step, self._shown_step = 0.0, 0, -1
+        self._started, self._first_step = 0.0, 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Open the bar."""
+        super().on_train_start(trainer, module)
         self._started, self._first_step = 0.0, trainer.global_step
-        self._shown_step = trainer.global_step
         if self._console.is_terminal and trainer.is_global_zero:
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(),
                        TextColumn("{task.description}"))  # fmt: skip
@@ -43,19 +44,11 @@ class Progress(L.Callback):
         """Start the clock with the first step: drawing the first previews is not training."""
         self._started = self._started or time.perf_counter()
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Move the bar, or print a line at the cadence."""
         step = trainer.global_step
-        if step == self._shown_step or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
-        self._shown_step = step
         if self._bar is not None:
             task = self._bar.task_ids[0]
             self._bar.update(task, completed=step, description=self._figures(trainer))

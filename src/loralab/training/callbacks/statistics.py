@@ -17,12 +17,13 @@ from torch import Tensor
 
 from loralab.adapters.state import adapter_norm
 from loralab.errors import Problem, UserError
+from loralab.training.callbacks.steps import StepCallback
 from loralab.training.module import LoRATrainingModule
 
 NUM_BANDS = 4
 
 
-class Statistics(L.Callback):
+class Statistics(StepCallback):
     """Logs every `trainer.log_every_n_steps` optimizer steps."""
 
     def __init__(self) -> None:
@@ -30,15 +31,14 @@ class Statistics(L.Callback):
         self.images_per_second: float | None = None
         # Errors by band of timesteps, their numbers, the same of class images, loss, steps.
         self._sums = torch.zeros(2 * NUM_BANDS + 4)  # float32: Apple's GPUs know no float64
-        self._step = 0
         self._images, self._seconds, self._started = 0, 0.0, 0.0
         self._grad_norm: Tensor | None = None
         self._rates: dict[str, float] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Move the sums to where the losses are."""
+        super().on_train_start(trainer, module)
         self._sums = self._sums.to(module.device)
-        self._step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
@@ -65,16 +65,18 @@ class Statistics(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Add this micro-batch; at the end of a window perhaps log."""
+        """Add this micro-batch."""
         assert isinstance(module, LoRATrainingModule)
         self._add(module, batch)
         self._seconds += time.perf_counter() - self._started
         self._images += len(batch["keys"])
-        if trainer.global_step == self._step:
-            return
-        self._sums[-1] += trainer.global_step - self._step
-        self._step = trainer.global_step
-        if self._step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+
+    def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Count the step; log when it is time."""
+        assert isinstance(module, LoRATrainingModule)
+        self._sums[-1] += 1
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log(trainer, module)
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import torch
 from loralab.adapters.inject import adapter_disabled
 from loralab.diffusion.timesteps import fixed_strata
 from loralab.training.callbacks.checkpoint import stop_requested
+from loralab.training.callbacks.steps import StepCallback
 from loralab.training.loader import ResumableLoader
 from loralab.training.module import LoRATrainingModule
 from loralab.training.validation import Measurement, figures, image_errors, measure
 
 
-class Validation(L.Callback):
+class Validation(StepCallback):
     """Measures the held-out images every n steps and at the end; the base once.
 
     After each measurement the figures are in ``trainer.callback_metrics`` and the hook
@@ -67,17 +68,11 @@ class Validation(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Make up for a validation that was due when the run was stopped."""
+        super().on_train_start(trainer, module)
         if self._is_due(trainer):
             self.validate(trainer, module)
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Validate when it is time, unless the run was asked to stop before its end."""
         at_end = trainer.global_step >= trainer.max_steps
         if self._is_due(trainer) and (at_end or not stop_requested(trainer)):

@@ -1,0 +1,116 @@
+"""What goes on beside the training steps: callbacks, in the order of their doing."""
+
+from __future__ import annotations
+
+import lightning.pytorch as L
+import torch
+
+from loralab.app.export import AdapterWriter
+from loralab.app.preflight import Survey
+from loralab.app.recipes import recipe_arguments, recipe_target
+from loralab.config.choices import OnBadImage, WeightNorm
+from loralab.config.records import RunConfig
+from loralab.data.dataset import read_pixels
+from loralab.errors import DataError
+from loralab.training.callbacks.accounting import Accounting
+from loralab.training.callbacks.adapter_care import Freezing, WeightNormLimit
+from loralab.training.callbacks.export import Export
+from loralab.training.callbacks.preview import Preview, PreviewOptions
+from loralab.training.callbacks.validation import Validation
+from loralab.training.callbacks.watchers import make_watchers
+
+
+def build_callbacks(
+    config: RunConfig, survey: Survey, writer: AdapterWriter, validation: Validation | None
+) -> list[L.Callback]:
+    """Return all callbacks of a run; each sees what those before it have done."""
+    return [
+        Accounting(writer.account),
+        *_adapter_care(config, survey),  # before anything is measured or saved
+        *_chosen_callbacks(config, "statistics"),
+        *_chosen_callbacks(config, None),
+        *_watchers(config, validation),
+        *_chosen_callbacks(config, "checkpoint"),
+        *build_outputs(config, survey, writer),
+    ]
+
+
+def _chosen_callbacks(config: RunConfig, which: str | None) -> list[L.Callback]:
+    """Return the callback of one name, or all but those whose place matters.
+
+    A figure is taken before it is shown, and a checkpoint is saved when all else is done.
+    """
+    placed = ("statistics", "checkpoint")
+    return [
+        recipe_target(f"callbacks.{name}", recipe)(**recipe_arguments(recipe))
+        for name, recipe in config.callbacks.items()
+        if recipe is not None and (name == which if which else name not in placed)
+    ]
+
+
+def _adapter_care(config: RunConfig, survey: Survey) -> list[L.Callback]:
+    """Return what limits and freezes adapters while they are trained."""
+    care: list[L.Callback] = []
+    if config.adapter.weight_norm.type is not WeightNorm.none:
+        limit = config.adapter.weight_norm
+        care.append(WeightNormLimit(limit.type.name, limit.max))
+    steps = {name: p.freeze_after_steps for name, p in survey.parts.items() if p.freeze_after_steps}
+    if steps:
+        care.append(Freezing(steps))
+    return care
+
+
+def _watchers(config: RunConfig, validation: Validation | None) -> list[L.Callback]:
+    """Return validation and what it may cause, in the order of their doing."""
+    if validation is None:
+        return []
+    options = config.validation
+    return make_watchers(
+        validation,
+        keep_best=options.keep_best,
+        has_probe=options.train_probe,
+        patience=options.patience,
+        min_improvement=options.min_improvement,
+    )
+
+
+def build_outputs(config: RunConfig, survey: Survey, writer: AdapterWriter) -> list[L.Callback]:
+    """Return the callbacks that make pictures and files."""
+    outputs: list[L.Callback] = []
+    if config.preview.prompts:
+        side = config.model.native_resolution
+        factor = survey.facts.bucket_step
+        side = max(factor, side // factor * factor)
+        options = PreviewOptions(
+            prompts=tuple(config.preview.prompts),
+            negative_prompt=config.preview.negative_prompt,
+            num_steps=config.preview.steps,
+            guidance_scale=config.preview.guidance_scale,
+            seed=config.preview.seed,
+            every_n_steps=config.preview.every_n_steps,
+            size=(side, side),
+        )
+        outputs.append(Preview(options, examples=_examples(config, survey)))
+    if config.export.every_n_steps or config.export.every_n_epochs:
+        outputs.append(
+            Export(
+                writer.write,
+                every_n_steps=config.export.every_n_steps,
+                every_n_epochs=config.export.every_n_epochs,
+            )
+        )
+    return outputs
+
+
+def _examples(config: RunConfig, survey: Survey) -> list[torch.Tensor]:
+    """Return one training image for each prompt, (3, H, W) in [0, 1]."""
+    examples: list[torch.Tensor] = []
+    for item in (item for item in survey.items if not item.source.is_prior):
+        if len(examples) == len(config.preview.prompts):
+            break
+        try:
+            examples.append(read_pixels(item) / 2 + 0.5)
+        except DataError:
+            if config.data.on_bad_image is OnBadImage.stop:
+                raise
+    return examples

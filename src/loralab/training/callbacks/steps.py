@@ -1,0 +1,33 @@
+"""Optimizer steps as callbacks see them; Lightning tells of micro-batches only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as L
+
+
+class StepCallback(L.Callback):
+    """A callback that is told of every optimizer step once, when it has been taken."""
+
+    _last_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Begin to count at the step of the checkpoint."""
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Tell of a step if this micro-batch ended one."""
+        if trainer.global_step != self._last_step:
+            self._last_step = trainer.global_step
+            self.on_step_end(trainer, module)
+
+    def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Take notice; ``trainer.global_step`` counts the step that has been taken."""
