@@ -67,7 +67,13 @@ def clone(output: Path) -> Iterator[str]:
             raise SystemExit(done.stdout[-4000:] + done.stderr[-4000:])
         lines = done.stdout.strip().splitlines()
         last = next((s for s in reversed(lines) if re.search(r"passed|Loss on held-out", s)), "")
-        yield f"- `make {target}`: {seconds:.0f} s with set-up. {last.strip('= ')}"
+        installed = sum(
+            path.stat().st_size for path in (place / ".venv").rglob("*") if path.is_file()
+        )
+        yield (
+            f"- `make {target}`: {seconds:.0f} s with set-up, {installed / 2**30:.2f} GiB in "
+            f"`.venv`. {last.strip('= ')}"
+        )
 
 
 def export(output: Path) -> Iterator[str]:
