@@ -49,3 +49,19 @@ def test_two_processes_equal_one_with_accumulation_of_two(
         assert all(abs(a - b) <= 1e-4 * abs(b) for (_, a), (_, b) in pairs), tag
     assert len(list(folders[1].glob("events.out.tfevents.*"))) == 1
     assert json.loads((folders[1] / "run.json").read_text())["state"] == "finished"
+
+
+def test_two_processes_do_not_wait_for_gradients_that_never_come(
+    cli: Cli, tiny: list[str], output: Path
+) -> None:
+    """Layers behind the one that is read get none, a frozen part gets no more."""
+    options = [
+        *tiny, *RUN, "model.clip_skip=2", "adapter.text_encoder.enabled=true",
+        "adapter.text_encoder.freeze_after_steps=3",
+    ]  # fmt: skip
+    one = cli(*options, "name=one", "trainer.accumulate_grad_batches=2")
+    two = cli(*options, "name=two", "trainer.devices=2", "+trainer.strategy=ddp")
+    assert (one.code, two.code) == (0, 0), one.text + two.text
+    states = [last_checkpoint(output / name / "a")["state_dict"] for name in ("one", "two")]
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-6)

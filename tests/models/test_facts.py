@@ -111,11 +111,21 @@ def test_a_variant_stands_in_for_the_plain_file(own_folder: Path) -> None:
     assert model_facts(own_folder, family="sd1").family == "sd1"
 
 
-def test_sharded_weights_are_refused(own_folder: Path) -> None:
-    (own_folder / UNET).unlink()
-    (own_folder / "unet/diffusion_pytorch_model.safetensors.index.json").touch()
+def test_a_missing_shard_is_named(own_folder: Path) -> None:
+    weights = own_folder / UNET
+    weights.rename(own_folder / "unet/diffusion_pytorch_model-00001-of-00002.safetensors")
+    index = {"a": "diffusion_pytorch_model-00001-of-00002.safetensors", "b": "other.safetensors"}
+    place = own_folder / "unet/diffusion_pytorch_model.safetensors.index.json"
+    place.write_text(json.dumps({"weight_map": index}), encoding="utf-8")
     (message,) = messages(own_folder)
-    assert "shards" in message
+    assert "unet/other.safetensors is missing, but the index of shards names it" in message
+
+
+def test_an_index_without_files_is_named(own_folder: Path) -> None:
+    (own_folder / UNET).unlink()
+    (own_folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    (message,) = messages(own_folder)
+    assert "index.json names no files of weights" in message
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])

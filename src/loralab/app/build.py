@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from loralab.config.choices import LoggerKind, OnBadImage, Reduction
 from loralab.config.records import RunConfig
 from loralab.data.account import Account
 from loralab.models.family import ModelFamily
-from loralab.models.registry import load_family
+from loralab.models.registry import family_spec, load_family
 from loralab.training.callbacks.checkpoint import step_of
 from loralab.training.callbacks.early_stopping import EarlyStopping
 from loralab.training.callbacks.validation import Validation
@@ -175,8 +175,28 @@ def build_trainer(
         "logger": build_logger(config, folder),
         "callbacks": build_callbacks(config, survey, writer, validation),
     }
+    if _is_ddp(arguments) and _some_get_no_gradient(config, survey):
+        arguments["strategy"] = "ddp_find_unused_parameters_true"
     trainer: L.Trainer = recipe_target("trainer", config.trainer)(**arguments)
     return trainer
+
+
+def _is_ddp(trainer: Mapping[str, Any]) -> bool:
+    several = trainer.get("devices", 1) > 1
+    return several and trainer.get("strategy", "auto") in ("auto", "ddp")
+
+
+def _some_get_no_gradient(config: RunConfig, survey: Survey) -> bool:
+    """Tell whether processes must not wait for the gradient of every weight.
+
+    A part that is frozen later gets none from then on; so do the layers of a text encoder that
+    lie behind the one that is read.
+    """
+    clip_skip = config.model.clip_skip or family_spec(config.model.family.name).clip_skip
+    return any(
+        part.freeze_after_steps is not None or (name != "unet" and clip_skip > 1)
+        for name, part in survey.parts.items()
+    )
 
 
 def build_logger(config: RunConfig, folder: RunFolder) -> Logger | bool:

@@ -106,11 +106,12 @@ class CheckpointFile(PartSource):
         return next((MARKS[prefix] for prefix in MARKS if prefix in starts and MARKS[prefix]), None)
 
     def config(self, part: str) -> dict[str, Any]:
+        configs = self.given or ModelFolder(SHIPPED / self.spec.name)
+        if part == "scheduler":  # what the file itself says is nearer to its weights
+            return configs.config(part) | self._scheduler_marks()
         if self.given is not None:
             return self.given.config(part)
-        base = dict(self.vae_config or ModelFolder(SHIPPED / self.spec.name).config(part))
-        if part == "scheduler":
-            return base | self._scheduler_marks()
+        base = dict(self.vae_config or configs.config(part))
         if not self.shapes or not self.has(part):
             return base
         try:

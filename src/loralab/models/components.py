@@ -153,7 +153,8 @@ def _load(cls: Any, source: PartSource, part: str, dtype: torch.dtype, device: D
 
 
 def _load_folder(cls: Any, folder: ModelFolder, part: str, dtype: torch.dtype) -> Any:
-    (file,) = folder.weight_files(part)
+    files = folder.weight_files(part)
+    weights = files[0] if len(files) == 1 else files[0].parent  # what messages name
     options: dict[str, Any] = {"variant": folder.variant(part), "torch_dtype": dtype}
     if part.startswith("text_encoder"):
         # Only so that the names come back in `info`; transformers' own error does not tell them.
@@ -161,7 +162,7 @@ def _load_folder(cls: Any, folder: ModelFolder, part: str, dtype: torch.dtype) -
     try:
         with _quiet():
             module, info = cls.from_pretrained(
-                file.parent,
+                files[0].parent,
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -169,15 +170,15 @@ def _load_folder(cls: Any, folder: ModelFolder, part: str, dtype: torch.dtype) -
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).split(". ")[0]
-        message = f"{file} cannot be loaded as {cls.__name__} ({reason}); {SAME_MODEL}"
+        message = f"{weights} cannot be loaded as {cls.__name__} ({reason}); {SAME_MODEL}"
         raise ModelError(Problem(KEY, message)) from error
     for kind in ("missing_keys", "mismatched_keys"):
         names = sorted(key if isinstance(key, str) else key[0] for key in info[kind])
         if names:
             verb = "lacks" if kind == "missing_keys" else "has other shapes for"
             _refuse(
-                f"{file} {verb} {len(names)} of the weights of {file.parent / 'config.json'}, "
-                f"the first is {names[0]}; {SAME_MODEL}"
+                f"{weights} {verb} {len(names)} of the weights of "
+                f"{files[0].parent / 'config.json'}, the first is {names[0]}; {SAME_MODEL}"
             )
     return module
 

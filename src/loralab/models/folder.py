@@ -53,30 +53,33 @@ class ModelFolder(PartSource):
     def variant(self, part: str) -> str | None:
         """Return the variant of a part's weights: None for the plain file, else e.g. ``fp16``.
 
-        The plain file wins; of several variants the first in alphabetical order is taken.
+        The plain file wins, then one variant in one file, then shards; of several variants the
+        first in alphabetical order is taken.
         """
-        stem = weight_stem(part)
-        for file in self.weight_files(part):
-            if file.name.startswith(stem + "."):
-                return (
-                    file.name.removeprefix(stem + ".").removesuffix("safetensors").rstrip(".")
-                    or None
-                )
-        return None
+        file = self._entrance(part)
+        if file is None:
+            return None
+        rest = file.name.removeprefix(weight_stem(part)).removesuffix(".json")
+        return rest.replace(".safetensors", "").replace(".index", "").strip(".") or None
 
     def weight_files(self, part: str) -> list[Path]:
-        """Return a part's safetensors file, alone in its list, or nothing when there is none."""
-        folder, stem = self._place(part), weight_stem(part)
-        plain = folder / f"{stem}.safetensors"
-        if plain.is_file():
-            return [plain]
-        return sorted(folder.glob(f"{stem}.*.safetensors"))[:1]
+        """Return the safetensors files with a part's weights, or nothing when there are none."""
+        file = self._entrance(part)
+        if file is None or file.suffix != ".json":
+            return [] if file is None else [file]
+        named = self.read_json(file).get("weight_map")
+        if not isinstance(named, dict) or not named:
+            self.report(f"{file} names no files of weights; restore it from its source.")
+            return []
+        return [file.parent / name for name in sorted({Path(str(n)).name for n in named.values()})]
 
     def check_weights(self, part: str) -> None:
-        files = self.weight_files(part)
-        if not files:
+        if self._entrance(part) is None:
             self.report(self._missing_weights(part))
-        for file in files:
+        for file in self.weight_files(part):
+            if not file.is_file():
+                self.report(f"{file} is missing, but the index of shards names it; restore it.")
+                continue
             try:
                 complaint = header_complaint(file)
             except OSError as error:
@@ -84,6 +87,18 @@ class ModelFolder(PartSource):
                 continue
             if complaint is not None:
                 self.report(f"{file} {complaint}; download or convert it again.")
+
+    def _entrance(self, part: str) -> Path | None:
+        """Return the file to open a part's weights by: themselves, or an index of shards."""
+        folder, stem = self._place(part), weight_stem(part)
+        patterns = ("safetensors", "*.safetensors", "safetensors.index*.json")
+        found = (
+            file
+            for pattern in patterns
+            for file in sorted(folder.glob(f"{stem}.{pattern}"))
+            if "-of-" not in file.name  # a shard
+        )
+        return next(found, None)
 
     def check_tokenizer(self, layout: TextLayout, vocab_size: int | None) -> None:
         tokenizer = self.path / layout.tokenizer
@@ -121,12 +136,9 @@ class ModelFolder(PartSource):
 
     def _missing_weights(self, part: str) -> str:
         wanted = self._place(part) / f"{weight_stem(part)}.safetensors"
-        shards = sorted(wanted.parent.glob("*.safetensors.index.json"))
         pickles = sorted(
             file.name for suffix in PICKLE_SUFFIXES for file in wanted.parent.glob(f"*{suffix}")
         )
-        if shards:
-            return f"{wanted} is split into shards; save the part again as one safetensors file."
         if pickles:
             return (
                 f"{wanted} is missing and {pickles[0]} is a pickle, which is never opened; "
