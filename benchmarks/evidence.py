@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import demo_evidence
+import family_evidence
 from runs import ROOT, only_run, train
 
 PAGE = ROOT / "docs" / "evidence.md"
@@ -161,6 +162,9 @@ SECTIONS: dict[str, tuple[str, Callable[[Path], Iterator[str]]]] = {
     "subject": ("A subject learned, its class kept", demo_evidence.subject),
     "pretraining": ("Pretraining, killed and continued", demo_evidence.pretraining),
     "clone": ("A fresh clone", clone),
+    "families": ("Model families", family_evidence.families),
+    "full_size": ("A model of full size", family_evidence.full_size),
+    "checkpoints": ("Broken models", family_evidence.checkpoints),
     "export": ("The exported file", export),
     "resume": ("Stopped and continued", resume),
     "sweep": ("A sweep", sweep),

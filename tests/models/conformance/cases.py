@@ -18,6 +18,8 @@ from tests.tiny import (
     make_tiny_sdxl,
 )
 
+Record = Callable[[str, object], None]  # keeps a figure beside a test's result
+
 
 @dataclass(frozen=True)
 class Case:

@@ -12,7 +12,7 @@ from torch import Tensor
 from loralab.models.family import ModelFamily
 from loralab.models.registry import load_family
 from loralab.models.sampling import prompt_noise, sample_images
-from tests.models.conformance.cases import Case
+from tests.models.conformance.cases import Case, Record
 
 HEIGHT, WIDTH = 64, 96
 SIZES = torch.tensor([[HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH]])
@@ -50,11 +50,12 @@ def predict(family: ModelFamily, noisy: Tensor, timestep: Tensor, prompt: str) -
 
 @pytest.mark.parametrize("prompt", ["red circle, white ground", ""])
 def test_the_prediction_is_that_of_the_pipelines_own_unet_call(
-    case: Case, folder: Path, family: ModelFamily, prompt: str
+    case: Case, folder: Path, family: ModelFamily, prompt: str, record_property: Record
 ) -> None:
     call = unet_call(case, folder, prompt)
     found = predict(family, call["sample"], call["timestep"], prompt)
     difference = (found - call["prediction"]).abs().max().item()
+    record_property("prediction", difference)
     assert difference <= TOLERANCE
     assert found.std() > 0.1
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from loralab.models.sampling import prompt_noise, sample_images
 from loralab.models.specs import family_spec
 from tests.effects.runs import Tiny
-from tests.models.conformance.cases import Case
+from tests.models.conformance.cases import Case, Record
 from tests.tiny import make_images
 
 ROOT = Path(__file__).parents[3]
@@ -70,7 +70,7 @@ def test_preflight_counts_the_modules_of_every_part(case: Case, tiny: Tiny) -> N
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 def test_trained_files_draw_in_diffusers_what_the_run_draws(
-    case: Case, folder: Path, tiny: Tiny, layout: str
+    case: Case, folder: Path, tiny: Tiny, layout: str, record_property: Record
 ) -> None:
     built = tiny.build(*overrides(case), "optimizer.lr=0.05", f"export.layouts=[{layout}]")
     built.fit()
@@ -94,6 +94,7 @@ def test_trained_files_draw_in_diffusers_what_the_run_draws(
     schedule = module.family.schedule_config
     with_file, without = (draw(case, folder, path, schedule) for path in (file, None))
     difference = (found - with_file).abs().max().item()
+    record_property(layout, difference)
     assert difference < 2e-4
     assert (with_file - without).abs().max() > 0.02, "the adapter changes the picture"
 
@@ -101,7 +102,12 @@ def test_trained_files_draw_in_diffusers_what_the_run_draws(
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["", "zero_terminal_snr"])
 def test_a_run_in_a_new_process_previews_what_diffusers_draws(
-    case: Case, folder: Path, tiny: Tiny, tmp_path: Path, ending: str
+    case: Case,
+    folder: Path,
+    tiny: Tiny,
+    tmp_path: Path,
+    ending: str,
+    record_property: Record,
 ) -> None:
     prediction = "v_prediction" if ending else "null"
     command = [
@@ -132,5 +138,7 @@ def test_a_run_in_a_new_process_previews_what_diffusers_draws(
         }
     (file,) = (run / "adapters").glob("tiny.safetensors")
     drawn = draw(case, folder, file, schedule)[0].permute(1, 2, 0).numpy() * 255
-    assert np.abs(pixels[:, 64:] - drawn).max() < 1.5, "eight bits and rounding"
+    difference = np.abs(pixels[:, 64:] - drawn).max()
+    record_property(ending or "epsilon", difference)
+    assert difference < 1.5, "eight bits and rounding"
     assert np.abs(pixels[:, :64] - drawn).max() > 5, "the base, on the left, draws something else"
