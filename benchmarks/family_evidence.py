@@ -54,7 +54,7 @@ def families(output: Path) -> Iterator[str]:
     yield f"| | {' | '.join(passed)} |\n|---|{'---|' * len(passed)}"
     yield f"| results passed | {' | '.join(str(count) for count in passed.values())} |"
     for name, title in FIGURES.items():
-        cells = (f"{largest[family][name]:.1e}" for family in passed)
+        cells = (f"{largest[family][name]:.2g}" for family in passed)
         yield f"| {title} | {' | '.join(cells)} |"
     yield "\nFolder, `.safetensors`, `.ckpt` and old `.ckpt` agree to the bit in every family.\n"
     yield from _modules()
@@ -82,7 +82,7 @@ def full_size(output: Path) -> Iterator[str]:
 
     folder = output / "sd15"
     weights = _write_sd15(folder)
-    make_images(output / "images", count=8)
+    make_images(output / "images", count=12)
     command = [sys.executable, "train.py", "experiment=sd15_style", "trainer=cpu",
                f"model.path={folder}", f"data.image_dir={output / 'images'}",
                "data.resolution=256", "data.batch_size=1", "trainer.max_steps=5",

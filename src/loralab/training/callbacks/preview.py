@@ -93,7 +93,8 @@ class Preview(StepCallback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 pairs = torch.cat([self._base, current], dim=3)  # (B, 3, H, 2W): base | current
-                for prompt, pair in zip(self.options.prompts, pairs, strict=True):
+                whole = pairs.mul(255).round().byte()  # TensorBoard would only cut off
+                for prompt, pair in zip(self.options.prompts, whole, strict=True):
                     logger.experiment.add_image(f"preview/{prompt}", pair, step)
         save_sheet(
             Path(trainer.default_root_dir) / "previews" / f"step-{step:06d}.png",
