@@ -87,6 +87,7 @@ def full_size(output: Path) -> Iterator[str]:
                f"model.path={folder}", f"data.image_dir={output / 'images'}",
                "data.resolution=256", "data.batch_size=1", "trainer.max_steps=5",
                "scheduler.warmup_steps=0", "preview=none", "model.weight_dtype=fp32",
+               "validation.fraction=0.25",
                f"output_dir={output / 'runs'}"]  # fmt: skip
     started = time.perf_counter()
     with subprocess.Popen(
@@ -100,7 +101,7 @@ def full_size(output: Path) -> Iterator[str]:
     if process.returncode != 0:
         raise SystemExit(text)
     seconds = time.perf_counter() - started
-    losses = [line for line in text.splitlines() if line.startswith("step 5/5")]
+    losses = [line for line in text.splitlines() if line.startswith("Loss on held-out")]
     yield "`python train.py experiment=sd15_style trainer=cpu data.resolution=256`"
     yield "`trainer.max_steps=5 data.batch_size=1`: random weights in the shapes of Stable"
     yield f"Diffusion 1.5, {weights / 2**30:.2f} GiB in float32. {seconds:.0f} s in all; peak of"
