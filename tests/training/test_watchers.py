@@ -151,7 +151,11 @@ def test_other_callbacks_hear_of_every_validation(run: Run) -> None:
     assert [step for step, _ in listener.heard] == [2, 4]
 
 
-@pytest.mark.parametrize(("patience", "errors"), [(2, 0.0), (3, 0.0), (3, 1.0)])
+@pytest.mark.parametrize(
+    ("patience", "errors"),
+    [pytest.param(2, 0.0, marks=pytest.mark.slow), pytest.param(3, 0.0, marks=pytest.mark.slow),
+     (3, 1.0)],
+)  # fmt: skip
 def test_planted_overfit_stops_where_patience_is_over(
     run: Run, tmp_path: Path, patience: int, errors: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
