@@ -279,7 +279,6 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         "model.path",
         {"model.path": str(demo.base_dir()), "data.image_dir": str(demo.images_dir("train"))},
     ),
-    ("_stubs_stay_off", {"ema.enabled": True}, "ema.enabled", {"ema.enabled": False}),
     (
         "_templates_fill",
         {"export.name_template": "{nmae}"},
@@ -402,11 +401,11 @@ def test_every_rule_has_a_case() -> None:
 
 def test_all_broken_rules_are_reported_together(plain: dict[str, Any]) -> None:
     config = parse_config(plain)
-    config.ema.enabled = True
+    config.ema.enabled, config.ema.use_for = True, []
     config.objective.min_timestep, config.objective.max_timestep = 10, 5
     config.data.buckets.step = 60
     assert {problem.key for problem in check_rules(config)} == {
-        "ema.enabled",
+        "ema.use_for",
         "objective.min_timestep",
         "data.buckets.step",
     }

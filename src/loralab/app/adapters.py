@@ -162,7 +162,9 @@ def _part_plan(
         spec = dataclasses.replace(spec, overrides=overrides, rank_stabilized=False)
     layers = plan_layers(network, spec, part=name)
     ratio = adapter.lora_plus_ratio if part.lora_plus_ratio is None else part.lora_plus_ratio
-    rate = part.lr if part.lr is not None else part.lr_scale * config.optimizer.get("lr", 1.0)
+    shared = config.optimizer.get("lr")
+    shared = 1.0 if shared is None else shared  # the optimizer has a rate of its own
+    rate = part.lr if part.lr is not None else part.lr_scale * shared
     return PartPlan(
         spec,
         layers,

@@ -25,6 +25,7 @@ from loralab.config.records import RunConfig
 from loralab.data.account import Account
 from loralab.models.family import ModelFamily
 from loralab.models.registry import family_spec, load_family
+from loralab.training.averaging import MovingAverage
 from loralab.training.callbacks.checkpoint import step_of
 from loralab.training.callbacks.early_stopping import EarlyStopping
 from loralab.training.callbacks.validation import Validation
@@ -114,7 +115,7 @@ def build_module(
         family,
         objective,
         adapted=list(survey.parts),
-        make_optimizer=_optimizer_maker(config.optimizer),
+        make_optimizer=optimizer_maker(config.optimizer),
         lr_multiplier=lr_multiplier(
             config, survey, losses_before=validation.losses_before if validation else no_losses
         ),
@@ -125,8 +126,23 @@ def build_module(
         },
         seed=config.seed,
         posterior=config.data.latent_cache.posterior.name,
+        average=build_average(config),
     )
     return module.train()  # dropout and gradient checkpointing work in train mode only
+
+
+def build_average(config: RunConfig) -> MovingAverage | None:
+    """Return the moving average of the weights, or None."""
+    ema = config.ema
+    if not ema.enabled:
+        return None
+    return MovingAverage(
+        decay=ema.decay,
+        warmup=ema.warmup,
+        start_step=ema.start_step,
+        every_n_steps=ema.every_n_steps,
+        use_for=[use.name for use in ema.use_for],
+    )
 
 
 def build_datamodule(config: RunConfig, survey: Survey, family: ModelFamily) -> ImageTextDataModule:
@@ -231,6 +247,7 @@ def _csv_logger(folder: RunFolder, **place: Any) -> CSVLogger:
     return logger
 
 
-def _optimizer_maker(recipe: dict[str, Any]) -> Callable[[list[dict[str, Any]]], Any]:
+def optimizer_maker(recipe: dict[str, Any]) -> Callable[[list[dict[str, Any]]], Any]:
+    """Return what makes a recipe's optimizer from parameter groups."""
     target, arguments = recipe_target("optimizer", recipe), recipe_arguments(recipe)
     return lambda groups: target(groups, **arguments)

@@ -27,6 +27,7 @@ def build_callbacks(
     return [
         Accounting(writer.account),
         *_adapter_care(config, survey),  # before anything is measured or saved
+        *([writer.module.average] if writer.module.average else []),
         *_chosen_callbacks(config, "statistics"),
         *_chosen_callbacks(config, None),
         *_watchers(config, validation),

@@ -41,14 +41,15 @@ EXAMPLE = "cat, animal"
 
 def measure_quality(job: Job, config: RunConfig, folder: Path) -> dict[str, float]:
     """Judge drawings of the trained model; write the files and log figures and picture."""
-    evaluation = _evaluate(
-        job.module.family,
-        config,
-        as_base=partial(adapter_disabled, job.module.adapted.values()),
-        as_lora=nullcontext,
-        rounds=config.demo_quality,
-        cache=Path(config.output_dir),
-    )
+    with job.module.weights_for("export"):
+        evaluation = _evaluate(
+            job.module.family,
+            config,
+            as_base=partial(adapter_disabled, job.module.adapted.values()),
+            as_lora=nullcontext,
+            rounds=config.demo_quality,
+            cache=Path(config.output_dir),
+        )
     _write(evaluation, folder)
     figures = evaluation.figures()
     log_outcome(job.trainer, figures, {"quality/drawings": evaluation.picture()})

@@ -54,7 +54,7 @@ def written_layouts(config: RunConfig) -> list[Layout]:
 
 
 class AdapterWriter:
-    """Writes the live adapter in every layout asked for, and reads each file back."""
+    """Writes the adapter in every layout asked for, and reads each file back."""
 
     def __init__(
         self,
@@ -81,6 +81,10 @@ class AdapterWriter:
         Raises:
             AdapterError: A file cannot be written or does not hold the live adapter.
         """
+        with self.module.weights_for("export"):
+            return self._write(ending, step)
+
+    def _write(self, ending: str, step: int) -> list[Path]:
         layouts = written_layouts(self.config)
         if not layouts:
             return []
@@ -111,8 +115,8 @@ class AdapterWriter:
         live = {key: tensor.clone() for key, tensor in self.module.state_dict().items()}
         content = torch.load(path, map_location="cpu", weights_only=True)
         try:
-            self.module.load_state_dict(content["state_dict"])
-            return self.write(ending, content["global_step"])
+            self.module.load_state_dict(content.get("export_weights", content["state_dict"]))
+            return self._write(ending, content["global_step"])
         finally:
             self.module.load_state_dict(live)
 

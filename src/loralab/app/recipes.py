@@ -16,7 +16,8 @@ from loralab.errors import ConfigError, Problem
 
 ALLOWED = {
     "optimizer": ("torch.optim.", "bitsandbytes.optim.", "pytorch_optimizer.", "prodigyopt.",
-                  "schedulefree."),
+                  "schedulefree.", "prodigyplus.", "transformers.optimization.Adafactor",
+                  "loralab.training.optimizers."),
     "trainer": ("lightning.pytorch.Trainer",),
     "callbacks": ("loralab.training.callbacks.", "lightning.pytorch.callbacks."),
 }  # fmt: skip
@@ -25,6 +26,7 @@ EXTRAS = {
     "pytorch_optimizer": "optim",
     "prodigyopt": "optim",
     "schedulefree": "optim",
+    "prodigyplus": "optim",
 }
 _HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 
@@ -85,9 +87,10 @@ def check_arguments(key: str, recipe: Mapping[str, Any], *, given: int = 0) -> N
     """
     signature = inspect.signature(recipe_target(key, recipe))
     parameters = list(signature.parameters.values())[given:]
-    if any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters):
+    open_ended = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters)
+    if open_ended and not key.startswith("optimizer"):  # optimizers swallow what they do not know
         return
-    names = {item.name for item in parameters}
+    names = {item.name for item in parameters if item.kind is not inspect.Parameter.VAR_KEYWORD}
     unknown = [name for name in recipe_arguments(recipe) if name not in names]
     if unknown:
         target = recipe["_target_"]

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from loralab.app.recipes import build_recipe, check_arguments, recipe_target
+import torch
+
+from loralab.app.models import training_device
+from loralab.app.recipes import (
+    build_recipe,
+    check_arguments,
+    recipe_arguments,
+    recipe_target,
+)
 from loralab.config.records import RunConfig
 from loralab.errors import Collector, ConfigError, Problem
+from loralab.training.averaging import is_schedule_free
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _TOY_TRAINER: dict[str, Any] = {
@@ -30,7 +40,7 @@ def check_recipes(config: RunConfig) -> None:
     """
     problems: list[Problem] = []
     collect = Collector(problems)
-    collect(_try_optimizer, config.optimizer)
+    collect(try_optimizer, config.optimizer, training_device(config))
     collect(_try_trainer, config.trainer)
     for name, recipe in config.callbacks.items():
         if recipe is not None:
@@ -45,13 +55,28 @@ def num_devices(config: RunConfig) -> int:
     return devices if isinstance(devices, int) and devices > 0 else 1
 
 
-def _try_optimizer(recipe: dict[str, Any]) -> None:
-    import torch
-
+def try_optimizer(recipe: dict[str, Any], device: torch.device) -> None:
+    """Build the optimizer and take a step: some have no kernels for a device."""
     check_arguments("optimizer", recipe, given=1)
-    parameter = torch.nn.Parameter(torch.zeros(2, 2))
+    parameter = torch.nn.Parameter(torch.ones(64, 64, device=device))  # 8 bits begin at 4096
     target = recipe_target("optimizer", recipe)
-    build_recipe("optimizer", recipe, lambda arguments: target([parameter], **arguments))
+    groups = [{"params": [parameter], "name": "toy"}]
+    build_recipe("optimizer", recipe, lambda arguments: target(groups, **arguments))
+    optimizer = target(groups, **recipe_arguments(recipe))
+    if is_schedule_free(optimizer):
+        optimizer.train()
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        with warnings.catch_warnings():  # paged ones of bitsandbytes fall back to plain ones
+            warnings.filterwarnings("error", message=".*not supported.*")
+            optimizer.step()
+    except Exception as error:  # libraries refuse with exceptions of their own
+        reason = " ".join(str(error).split()).rstrip(".!") or type(error).__name__
+        text = (
+            f"optimizer._target_ is {recipe['_target_']}, which cannot take a step on the "
+            f"{device.type}: {reason}; choose another one, such as optimizer=adamw."
+        )
+        raise ConfigError(Problem("optimizer._target_", text)) from error
 
 
 def _try_trainer(recipe: dict[str, Any]) -> None:
@@ -108,14 +133,10 @@ def _device_problems(recipe: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _num_present(accelerator: str) -> int:
-    import torch
-
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.device_count()
     return os.cpu_count() or 1
 
 
 def _has_gpu() -> bool:
-    import torch
-
     return torch.cuda.is_available()

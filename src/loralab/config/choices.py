@@ -140,6 +140,14 @@ class Preservation(Enum):
     outside_mask = "outside_mask"
 
 
+class AverageUse(Enum):
+    """What may take the average of the weights instead of the live ones."""
+
+    validation = "validation"
+    preview = "preview"
+    export = "export"
+
+
 class Schedule(Enum):
     """Learning-rate schedules; all but one_cycle may have a warm-up."""
 

@@ -252,6 +252,7 @@ def describe_type(item: dataclasses.Field[Any]) -> str:
         "list[float]": "a list of numbers, like [1, 0.5]",
         "list[int]": "a list of whole numbers, like [100, 200]",
         "list[Layout]": "a list of " + ", ".join(enums["Layout"]),
+        "list[AverageUse]": "a list of " + ", ".join(enums["AverageUse"]),
         "list[AugmentationKind]": "a list of " + ", ".join(enums["AugmentationKind"]),
         "list[SourceRecord]": "a list of sources, like [{image_dir: a}, {image_dir: b}]",
         "dict[str, Any]": "a group of keys",

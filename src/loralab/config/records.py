@@ -16,6 +16,7 @@ from omegaconf import MISSING
 
 from loralab.config.adapter_records import AdapterRecord, ExportRecord
 from loralab.config.choices import (
+    AverageUse,
     Compat,
     LoggerKind,
 )
@@ -29,7 +30,18 @@ from loralab.config.training_records import ObjectiveRecord, SchedulerRecord, Va
 class EmaRecord:
     """Averaging of the adapter's weights."""
 
-    enabled: bool = option(False, "Average the weights; not available yet.")
+    enabled: bool = option(False, "Keep an exponential moving average beside the live weights.")
+    decay: float = option(
+        0.999, "Share of the old average in the new one, at each update.", low=0.0, high=0.999999
+    )
+    warmup: bool = option(
+        False, "Let the decay of update n be at most (1 + n) / (10 + n); the first one copies."
+    )
+    start_step: int = option(0, "Steps in which the average is the live weights.", low=0)
+    every_n_steps: int = option(1, "Steps between updates.", low=1)
+    use_for: list[AverageUse] = option(
+        list, "What takes the average: validation, preview, export; all else the live weights."
+    )
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,7 @@ from loralab.config.adapter_rules import ADAPTER_RULES
 from loralab.config.caption_rules import CAPTION_RULES
 from loralab.config.data_rules import DATA_RULES
 from loralab.config.objective_rules import OBJECTIVE_RULES
+from loralab.config.optimizer_rules import OPTIMIZER_RULES
 from loralab.config.records import RunConfig
 from loralab.config.schedule_rules import SCHEDULE_RULES
 from loralab.config.source_records import given_sources
@@ -89,7 +90,7 @@ def _one_warmup(config: RunConfig) -> Iterator[Problem]:
 
 # Arguments of third-party recipes that we read ourselves: (key, least value, may be null, whole).
 _RECIPE_NUMBERS = (
-    ("optimizer.lr", 0.0, False, False),
+    ("optimizer.lr", 0.0, True, False),
     ("trainer.max_steps", -1, True, True),
     ("trainer.max_epochs", -1, True, True),
     ("trainer.accumulate_grad_batches", 1, False, True),
@@ -206,13 +207,6 @@ def _quality_is_that_of_the_demo(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _stubs_stay_off(config: RunConfig) -> Iterator[Problem]:
-    if config.ema.enabled:
-        yield Problem(
-            "ema.enabled", "ema.enabled is true; averaging is not available yet, set it to false."
-        )
-
-
 def _templates_fill(config: RunConfig) -> Iterator[Problem]:
     template = config.export.name_template
     try:
@@ -262,11 +256,11 @@ RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _one_validation_source,
     _demo_base_is_for_the_demo,
     _quality_is_that_of_the_demo,
-    _stubs_stay_off,
     _templates_fill,
     _metric_exists,
     _layouts_are_distinct,
     *SCHEDULE_RULES,
+    *OPTIMIZER_RULES,
     *VALIDATION_RULES,
     *DATA_RULES,
     *SOURCE_RULES,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,12 @@ from loralab.errors import AdapterError, DataError, Problem
 from loralab.models.codec import LatentCodec, sample_latents
 from loralab.models.conditioning import Conditioning
 from loralab.models.family import ModelFamily
+from loralab.training.averaging import (
+    MovingAverage,
+    copy_of,
+    is_schedule_free,
+    schedule_free_weights,
+)
 from loralab.training.param_groups import RateRules, parameter_groups
 
 
@@ -64,6 +71,7 @@ class LoRATrainingModule(L.LightningModule):
         seed: int,
         posterior: str = "resample",
         rate_rules: Mapping[str, RateRules] | None = None,
+        average: MovingAverage | None = None,
     ) -> None:
         """Keep the parts.
 
@@ -78,6 +86,7 @@ class LoRATrainingModule(L.LightningModule):
             seed: Seed of noise, timesteps, posterior and dropout.
             posterior: ``resample`` draws an image's latents anew at each visit, ``frozen`` draws
                 them once: the same at all visits, in all runs.
+            average: What is measured, drawn or exported instead of the live weights.
         """
         super().__init__()
         self.family = family
@@ -91,6 +100,8 @@ class LoRATrainingModule(L.LightningModule):
         self.rate_rules = dict(rate_rules or {})
         self.seed = seed
         self.posterior = posterior
+        self.average = average
+        self.optimizer: Optimizer | None = None  # once training has begun
         self.last: MicroBatchRecord | None = None
         self._codec: list[LatentCodec] = []  # in a list, so that it is no submodule
         self._batch_checked = False
@@ -130,12 +141,46 @@ class LoRATrainingModule(L.LightningModule):
                 name, part, self.learning_rates[name], self.rate_rules.get(name, RateRules())
             )
         ]
-        optimizer = self.make_optimizer(groups)
+        optimizer = self.optimizer = self.make_optimizer(groups)
         schedule = LambdaLR(optimizer, self.lr_multiplier)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def on_train_start(self) -> None:
+        """Put a schedule-free optimizer to work."""
+        if self.optimizer is not None and is_schedule_free(self.optimizer):
+            self.optimizer.train()  # type: ignore[attr-defined]
+
+    # -- averages -----------------------------------------------------------------------------
+
+    @contextmanager
+    def weights_for(self, use: str) -> Iterator[None]:
+        """Hold the weights for ``validation``, ``preview`` or ``export``; then the live ones."""
+        average = self._average_for(use)
+        if average is None:
+            yield
+            return
+        live = copy_of(self.state_dict())
+        self.load_state_dict(average)
+        try:
+            yield
+        finally:
+            self.load_state_dict(live)
+
+    def _average_for(self, use: str) -> Mapping[str, Tensor] | None:
+        if self.optimizer is not None and is_schedule_free(self.optimizer):
+            return schedule_free_weights(self.optimizer, self.state_dict())
+        if self.average is not None and use in self.average.use_for:
+            return self.average.weights or None
+        return None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the weights that an export takes, where they are not the live ones."""
+        average = self._average_for("export")
+        if average is not None:
+            checkpoint["export_weights"] = copy_of(average)
 
     # -- the parts of a step ------------------------------------------------------------------
 

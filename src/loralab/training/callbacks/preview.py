@@ -88,7 +88,8 @@ class Preview(StepCallback):
     def _show(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor:
         assert isinstance(module, LoRATrainingModule)
         assert self._base is not None
-        current = self._draw(module)
+        with module.weights_for("preview"):
+            current = self._draw(module)
         self._drawn_step = step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

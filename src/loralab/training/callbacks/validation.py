@@ -84,7 +84,8 @@ class Validation(StepCallback):
         if self.base is None:
             with adapter_disabled(module.adapted.values()):
                 self.base = self._measure(trainer, module, step=0)
-        self.history.append(self._measure(trainer, module, step=trainer.global_step))
+        with module.weights_for("validation"):
+            self.history.append(self._measure(trainer, module, step=trainer.global_step))
         found = self.figures(module)
         trainer.callback_metrics.update(
             {name: torch.tensor(value) for name, value in found.items()}
