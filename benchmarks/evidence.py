@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import demo_evidence
 import family_evidence
+import optimizer_evidence
 from runs import ROOT, only_run, train
 
 PAGE = ROOT / "docs" / "evidence.md"
@@ -161,6 +162,10 @@ SECTIONS: dict[str, tuple[str, Callable[[Path], Iterator[str]]]] = {
     "style": ("A style learned, the content kept", demo_evidence.style),
     "subject": ("A subject learned, its class kept", demo_evidence.subject),
     "pretraining": ("Pretraining, killed and continued", demo_evidence.pretraining),
+    "optimizers": ("Every optimizer", optimizer_evidence.recipes),
+    "averages": ("The average of the weights", optimizer_evidence.averages),
+    "schedule_free": ("Schedule-free optimizers", optimizer_evidence.schedule_free),
+    "optimizer_refusals": ("Wrong optimizers", optimizer_evidence.wrong_values),
     "clone": ("A fresh clone", clone),
     "families": ("Model families", family_evidence.families),
     "full_size": ("A model of full size", family_evidence.full_size),

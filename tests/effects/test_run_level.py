@@ -85,12 +85,6 @@ def test_check_only_prints_the_plan_and_leaves_nothing(tiny: Tiny, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-@effect("ema.enabled")
-def test_averaging_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match=r"^ema\.enabled is true; .*set it to false"):
-        tiny.config("ema.enabled=true")
-
-
 @effect("cpu_threads")
 def test_torch_computes_with_that_many_threads_and_the_next_run_with_its_own(tiny: Tiny) -> None:
     tiny.run("cpu_threads=3")

@@ -28,11 +28,26 @@ from loralab.config.parse import (
     record_of_list,
 )
 from loralab.config.records import RunConfig
-from loralab.config.store import conf_dir
-from loralab.errors import Collector, Problem
+from loralab.config.store import conf_dir, register
+from loralab.errors import Collector, ConfigError, Problem
 
 COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 _PRESETS = ("experiment", "sweep", "debug")  # groups that a run does without
+
+
+def compose_config(overrides: Sequence[str]) -> RunConfig:
+    """Return the configuration that `python train.py` would run with.
+
+    Raises:
+        ConfigError: Overrides that do not compose, or a configuration that is refused.
+    """
+    register()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            raw = compose("train", overrides=list(overrides))
+    except COMPOSING_ERRORS as error:
+        raise ConfigError(*composition_problems(error, overrides)) from error
+    return parse_config(raw)
 
 
 def composition_problems(error: Exception, arguments: Sequence[str]) -> tuple[Problem, ...]:

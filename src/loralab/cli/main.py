@@ -13,6 +13,7 @@ from loralab.cli.convert import convert
 from loralab.cli.evaluate_demo import evaluate_demo
 from loralab.cli.extract import extract
 from loralab.cli.inspect import inspect
+from loralab.cli.lr_find import lr_find
 from loralab.cli.merge import merge
 from loralab.cli.resize import resize
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # ours say what went wrong
 )
 app.command("evaluate-demo")(evaluate_demo)
+app.command("lr-find")(lr_find)
 for command in (inspect, convert, merge, extract, resize):
     app.command()(command)
 app.add_typer(cache.app, name="cache")

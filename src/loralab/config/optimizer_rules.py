@@ -31,6 +31,11 @@ def has_relative_step(config: RunConfig) -> bool:
     return bool(config.optimizer.get("relative_step"))
 
 
+def finds_its_rate(config: RunConfig) -> bool:
+    """Tell whether the optimizer finds the rate, so that there is none to choose."""
+    return has_relative_step(config) or optimizer_name(config) in FINDS_RATE
+
+
 def is_schedule_free(config: RunConfig) -> bool:
     """Tell whether the optimizer averages its weights by itself, in place of a schedule."""
     return optimizer_name(config) in SCHEDULE_FREE and bool(
