@@ -165,6 +165,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Path], Iterator[str]]]] = {
     "optimizers": ("Every optimizer", optimizer_evidence.recipes),
     "averages": ("The average of the weights", optimizer_evidence.averages),
     "schedule_free": ("Schedule-free optimizers", optimizer_evidence.schedule_free),
+    "rates": ("Finding a rate", optimizer_evidence.rates),
     "optimizer_refusals": ("Wrong optimizers", optimizer_evidence.wrong_values),
     "clone": ("A fresh clone", clone),
     "families": ("Model families", family_evidence.families),

@@ -357,3 +357,28 @@ def test_effective_ranks_are_logged_as_often_as_asked(tiny: Tiny) -> None:
     assert all(0 <= rank <= 2 for rank in run.column(name))
     assert run.column(name)[-1] > 1
     assert tiny.run(*LOG).column(name) == []
+
+
+def group_decays(tiny: Tiny, *overrides: str) -> dict[str, float]:
+    built = tiny.build("trainer.max_steps=1", *overrides)
+    built.fit()
+    (optimizer,) = built.job.trainer.optimizers
+    return {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+
+
+@effect("adapter.unet.weight_decay", "adapter.text_encoder.weight_decay")
+def test_a_part_has_its_own_weight_decay(tiny: Tiny) -> None:
+    assert group_decays(tiny) == {"unet": 0.01, "text_encoder": 0.01}
+    own = group_decays(tiny, "adapter.unet.weight_decay=0.5")
+    assert own == {"unet": 0.5, "text_encoder": 0.01}
+    own = group_decays(tiny, "adapter.text_encoder.weight_decay=0")
+    assert own == {"unet": 0.01, "text_encoder": 0.0}
+
+
+@effect("adapter.decay_vectors")
+def test_magnitudes_of_dora_can_be_spared_the_decay(tiny: Tiny) -> None:
+    dora = ("adapter=dora", "adapter.decay_vectors=false")
+    assert group_decays(tiny, *dora) == {
+        "unet": 0.01, "unet_no_decay": 0.0, "text_encoder": 0.01, "text_encoder_no_decay": 0.0,
+    }  # fmt: skip
+    assert group_decays(tiny, "adapter=dora") == {"unet": 0.01, "text_encoder": 0.01}

@@ -38,6 +38,9 @@ class PartPlan:
         learning_rate: Peak rate.
         lora_plus_ratio: Multiple of the rate for the second matrix.
         freeze_after_steps: Optimizer steps after which the part is trained no more.
+        lr_scales: Multiple of the rate by module, where it is not 1.
+        weight_decay: Of this part; None leaves it to the optimizer.
+        decays_vectors: Weight decay holds for vectors too.
     """
 
     spec: AdapterSpec
@@ -47,6 +50,8 @@ class PartPlan:
     lora_plus_ratio: float = 1.0
     freeze_after_steps: int | None = None
     lr_scales: Mapping[str, float] = field(default_factory=dict)
+    weight_decay: float | None = None
+    decays_vectors: bool = True
 
     @property
     def num_modules(self) -> int:
@@ -67,6 +72,10 @@ class PartPlan:
             text += f" × {scales[0]:g} to {scales[-1]:g}"
         if self.lora_plus_ratio != 1:
             text += f", second matrix × {self.lora_plus_ratio:g}"
+        if self.weight_decay is not None:
+            text += f", decay {self.weight_decay:g}"
+        if not self.decays_vectors:
+            text += ", no decay of vectors"
         if self.freeze_after_steps:
             text += f", frozen after step {self.freeze_after_steps}"
         return text
@@ -173,6 +182,8 @@ def _part_plan(
         ratio,
         part.freeze_after_steps,
         {path: plan.lr_scale for path, plan in layers.items() if plan.lr_scale != 1},
+        part.weight_decay,
+        adapter.decay_vectors,
     )
 
 

@@ -121,7 +121,9 @@ def build_module(
         ),
         learning_rates={name: part.learning_rate for name, part in survey.parts.items()},
         rate_rules={
-            name: RateRules(part.lora_plus_ratio, part.lr_scales)
+            name: RateRules(
+                part.lora_plus_ratio, part.lr_scales, part.weight_decay, part.decays_vectors
+            )
             for name, part in survey.parts.items()
         },
         seed=config.seed,

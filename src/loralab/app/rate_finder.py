@@ -29,7 +29,13 @@ SEED, STRATA = 0, 4  # of the measured noise
 
 
 def find_rate(
-    overrides: Sequence[str], *, low: float, high: float, steps: int, images: int, chart: Path | None
+    overrides: Sequence[str],
+    *,
+    low: float,
+    high: float,
+    steps: int,
+    images: int,
+    chart: Path | None,
 ) -> float | None:
     """Run the test, print the curve and the suggestion, save the chart; return the suggestion.
 

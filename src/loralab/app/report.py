@@ -13,8 +13,10 @@ from loralab.app.captions import caption_rows
 from loralab.app.folders import RunFolder
 from loralab.app.images import count_shown
 from loralab.app.preflight import Survey
+from loralab.app.recipes import recipe_arguments
 from loralab.app.schedule import CHART_FILE, describe_schedule
 from loralab.app.toy_builds import num_devices
+from loralab.config.optimizer_rules import finds_its_rate
 from loralab.config.records import RunConfig
 from loralab.data.account import Account
 from loralab.training.validation import describe_validation
@@ -56,6 +58,10 @@ def plan_rows(config: RunConfig, survey: Survey, folder: RunFolder) -> list[tupl
         ),
     ]
     rows.append(("rate", describe_schedule(config, survey)))
+    rows.append(("optimizer", _optimizer(config)))
+    if config.ema.enabled:
+        uses = ", ".join(use.name for use in config.ema.use_for)
+        rows.append(("average", f"decay {config.ema.decay:g}, taken for {uses}"))
     for name, part in survey.parts.items():
         rows.append((name, part.describe()))
     rows += [
@@ -67,6 +73,16 @@ def plan_rows(config: RunConfig, survey: Survey, folder: RunFolder) -> list[tupl
     if config.data.latent_cache.enabled:
         rows.append(("latent cache", config.data.latent_cache.directory))
     return rows
+
+
+def _optimizer(config: RunConfig) -> str:
+    """Return the class, its arguments, and what becomes of the rate."""
+    target = str(config.optimizer["_target_"])
+    given = recipe_arguments(config.optimizer)
+    text = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+    if finds_its_rate(config):
+        text += "; it finds its rate"
+    return f"{target}: {text}"
 
 
 def show_cache(done: int, total: int) -> None:

@@ -34,6 +34,9 @@ class AdaptedPartRecord:
     lora_plus_ratio: float | None = option(
         None, "Of this part; null is adapter.lora_plus_ratio.", low=1e-3
     )
+    weight_decay: float | None = option(
+        None, "Weight decay of this part; null is optimizer.weight_decay.", low=0.0
+    )
     freeze_after_steps: int | None = option(
         None, "Steps after which this part is trained no more; null never.", low=1
     )
@@ -109,6 +112,9 @@ class AdapterRecord:
     constraint: float = option(0.0, "Of kind oft and boft: largest rotation; 0 is any.", low=0.0)
     lora_plus_ratio: float = option(
         1.0, "Learning rate of the second matrix as a multiple: LoRA+.", low=1e-3
+    )
+    decay_vectors: bool = option(
+        True, "Let weight decay shrink vectors too, such as the magnitudes of DoRA."
     )
     init_from: str | None = option(
         None, "Adapter file to start from: kohya, LyCORIS, diffusers or PEFT."

@@ -140,6 +140,25 @@ def one_rate_for_all(config: RunConfig) -> Iterator[Problem]:
             )
 
 
+def decay_is_the_optimizers(config: RunConfig) -> Iterator[Problem]:
+    """Rules of weight decay are for optimizers that decay."""
+    if "weight_decay" in config.optimizer:
+        return
+    adapter = config.adapter
+    given = {
+        "adapter.unet.weight_decay": adapter.unet.weight_decay,
+        "adapter.text_encoder.weight_decay": adapter.text_encoder.weight_decay,
+        "adapter.decay_vectors": None if adapter.decay_vectors else "false",
+    }
+    for key, value in given.items():
+        if value is not None:
+            yield Problem(
+                key,
+                f"{key} is {value}, but the recipe of {optimizer_name(config)} has no "
+                "weight_decay; leave it out, or add weight_decay to the recipe.",
+            )
+
+
 def averages_are_used(config: RunConfig) -> Iterator[Problem]:
     """An average that nothing takes, or that never begins, is a mistake."""
     ema, steps = config.ema, config.trainer.get("max_steps", -1)
@@ -163,5 +182,6 @@ OPTIMIZER_RULES = (
     relative_steps_have_no_rate,
     schedule_free_has_no_schedule,
     one_rate_for_all,
+    decay_is_the_optimizers,
     averages_are_used,
 )

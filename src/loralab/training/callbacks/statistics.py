@@ -52,6 +52,11 @@ class Statistics(StepCallback):
         """Take the rates in use and the gradient's norm before clipping, if this step is logged."""
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+            self._rates |= {  # D-Adaptation and Prodigy call d the rate that they have found
+                f"{group['name']}_found": float(group["d"]) * group["lr"]
+                for group in optimizer.param_groups
+                if "d" in group
+            }
             gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
             present = [gradient for gradient in gradients if gradient is not None]
             norms = torch._foreach_norm(present) if present else [torch.zeros(())]
