@@ -44,7 +44,7 @@ def recipes(output: Path) -> Iterator[str]:
     """All recipes on the demo: the class, the rate, the loss, the time, the resume."""
     names = sorted(path.stem for path in (ROOT / "conf" / "optimizer").glob("*.yaml"))
     names = [name for name in names if name not in ("demo", *NEEDS_GPU)]  # demo is adamw_fused
-    runs = _sweeps(output / "own", dict.fromkeys(names))
+    runs = _sweeps(output / "runs", names)
     found = {name: _optimizer(runs[name] / "config.yaml") for name in names}
     milliseconds = {name: _step_milliseconds(found[name]) for name in names}
     yield f"`python train.py -m optimizer={','.join(names[:2])},... trainer.max_steps={STEPS}`:"
