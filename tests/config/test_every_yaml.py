@@ -15,7 +15,8 @@ from loralab.config.store import conf_dir
 from tests.config.conftest import composed
 
 PRESETS = ("experiment", "sweep", "debug")
-OPTIONAL_EXTRAS = ("bitsandbytes", "pytorch_optimizer", "prodigyopt", "schedulefree")
+OPTIONAL_EXTRAS = ("bitsandbytes", "pytorch_optimizer", "prodigyopt", "prodigyplus", "schedulefree")
+ONE_RATE = ("adafactor_relative", "dadapt_adam", "dadapt_lion", "dadapt_sgd", "prodigy")
 
 
 def yaml_files() -> list[Path]:
@@ -62,6 +63,8 @@ def test_file_composes_parses_and_binds(file: Path) -> None:
         folders.append("validation.every_n_steps=1")
     if file.as_posix() == "scheduler/plateau.yaml":
         folders += ["validation=default"]
+    if file.parts[0] == "optimizer" and file.stem in ONE_RATE:
+        folders.append("adapter.text_encoder.lr_scale=1")
     config = parse_config(composed(*overrides, *folders))
     recipes = {"optimizer": config.optimizer, "trainer": config.trainer}
     recipes |= {f"callbacks.{name}": recipe for name, recipe in config.callbacks.items() if recipe}

@@ -22,6 +22,7 @@ from loralab.errors import ConfigError
 from tests.config.adapter_cases import ADAPTER_CASES
 from tests.config.conftest import put
 from tests.config.data_cases import DATA_CASES
+from tests.config.optimizer_cases import OPTIMIZER_CASES
 from tests.config.schedule_cases import SCHEDULE_CASES
 
 HELD_OUT = {"validation.fraction": 0.1}
@@ -366,6 +367,7 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ),
     *SCHEDULE_CASES,
     *DATA_CASES,
+    *OPTIMIZER_CASES,
     *ADAPTER_CASES,
     ("_quality_is_that_of_the_demo", {"demo_quality": 1}, "demo_quality", {"demo_quality": 0}),
 ]

@@ -55,7 +55,7 @@ class MuonWithAdamW(Optimizer):
             self._halves.append(AdamW(others, **shared, betas=(first, second), eps=eps))
         super().__init__([group for half in self._halves for group in half.param_groups], {})
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step of both halves; the groups and the state are this optimizer's own."""
         loss = None
         if closure is not None:
