@@ -109,7 +109,7 @@ def schedule_free(output: Path) -> Iterator[str]:
             ("live", _live_file(run, output / f"{name}.safetensors")),
         ):
             place = output / f"{name}-{what}"
-            train(place, *options[:3], "trainer.max_steps=1", "optimizer.lr=0.0",
+            train(place, *options[:4], "trainer.max_steps=1", "optimizer.lr=0.0",
                   f"adapter.init_from={source}", "scheduler=constant",
                   "scheduler.warmup_steps=0")  # fmt: skip
             again = _figures(place / "demo/run")

@@ -64,3 +64,15 @@ def test_only_the_newest_checkpoints_are_kept(tiny: Tiny, keep: int, steps: list
 def test_a_cadence_of_zero_is_refused(tiny: Tiny, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"^callbacks\.{name}.*at least 1"):
         tiny.survey(f"callbacks.{name}.every_n_steps=0")
+
+
+@effect("callbacks.gradient_noise", "callbacks.gradient_noise.window")
+@pytest.mark.parametrize(("window", "steps"), [(2, [2, 4]), (3, [3])])
+def test_the_noise_of_the_gradient_is_logged_after_every_window(
+    tiny: Tiny, window: int, steps: list[int]
+) -> None:
+    run = tiny.run("callbacks=gradient_noise", f"callbacks.gradient_noise.window={window}",
+                   "logger=csv", "trainer.max_steps=4")  # fmt: skip
+    assert [int(row["step"]) for row in run.rows() if "gradient/noise" in row] == steps
+    plain = tiny.run("callbacks=default", "logger=csv", "trainer.max_steps=4")
+    assert not any("gradient/noise" in row for row in plain.rows())
