@@ -238,7 +238,8 @@ def test_error_for_the_log_carries_no_gradient() -> None:
 
 def test_missing_batch_dimension_of_weight_is_our_mistake() -> None:
     latents = torch.zeros(2, 1, 1, 1)
-    sample = NoisyLatents(noisy=latents, noise=latents, timesteps=torch.zeros(2).long())
+    zeros = torch.zeros(2).long()
+    sample = NoisyLatents(noisy=latents, noise=latents, timesteps=zeros, input_noise=latents)
     with pytest.raises(AssertionError):
         make_objective()(latents, latents, sample, weight=torch.tensor(1.0))
 

@@ -65,7 +65,7 @@ class Witness(L.Callback):
     ) -> None:
         self.shares.append(float(module.last.loss))
         self.images += len(batch["keys"])
-        pairs = zip(module.last.timesteps.tolist(), module.last.error.tolist(), strict=True)
+        pairs = zip(module.last.sample.timesteps.tolist(), module.last.error.tolist(), strict=True)
         self.errors += [pair for pair, counted in zip(pairs, module.last.counted, strict=True)
                         if counted]  # fmt: skip
 

@@ -178,10 +178,22 @@ def build_trainer(
     writer: AdapterWriter,
     validation: Validation | None = None,
 ) -> L.Trainer:
-    """Return the Trainer; Lightning's own validation stays off."""
+    """Return the Trainer with all that goes on beside training."""
+    own: dict[str, Any] = {
+        "max_steps": survey.total_steps,
+        "default_root_dir": str(folder.path),
+        "logger": build_logger(config, folder),
+        "callbacks": build_callbacks(config, survey, writer, validation),
+    }
+    if _is_ddp(config.trainer) and _some_get_no_gradient(config, survey):
+        own["strategy"] = "ddp_find_unused_parameters_true"
+    return bare_trainer(config, **own)
+
+
+def bare_trainer(config: RunConfig, **own: Any) -> L.Trainer:
+    """Return the recipe's Trainer; Lightning's own validation and screen stay off."""
     arguments = recipe_arguments(config.trainer)
     arguments |= {
-        "max_steps": survey.total_steps,
         "max_epochs": -1,
         "limit_val_batches": 0,
         "num_sanity_val_steps": 0,
@@ -189,13 +201,8 @@ def build_trainer(
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "enable_checkpointing": False,
-        "default_root_dir": str(folder.path),
-        "logger": build_logger(config, folder),
-        "callbacks": build_callbacks(config, survey, writer, validation),
     }
-    if _is_ddp(arguments) and _some_get_no_gradient(config, survey):
-        arguments["strategy"] = "ddp_find_unused_parameters_true"
-    trainer: L.Trainer = recipe_target("trainer", config.trainer)(**arguments)
+    trainer: L.Trainer = recipe_target("trainer", config.trainer)(**(arguments | own))
     return trainer
 
 

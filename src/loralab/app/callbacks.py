@@ -16,6 +16,8 @@ from loralab.training.callbacks.accounting import Accounting
 from loralab.training.callbacks.adapter_care import Freezing, WeightNormLimit
 from loralab.training.callbacks.export import Export
 from loralab.training.callbacks.preview import Preview, PreviewOptions
+from loralab.training.callbacks.recording import FOLDER as RECORDING
+from loralab.training.callbacks.recording import Recorder
 from loralab.training.callbacks.validation import Validation
 from loralab.training.callbacks.watchers import make_watchers
 
@@ -26,8 +28,9 @@ def build_callbacks(
     """Return all callbacks of a run; each sees what those before it have done."""
     return [
         Accounting(writer.account),
-        *_adapter_care(config, survey),  # before anything is measured or saved
+        *adapter_care(config, survey),  # before anything is measured or saved
         *([writer.module.average] if writer.module.average else []),
+        *([Recorder(writer.folder / RECORDING)] if config.record else []),
         *_chosen_callbacks(config, "statistics"),
         *_chosen_callbacks(config, None),
         *_watchers(config, validation),
@@ -49,7 +52,7 @@ def _chosen_callbacks(config: RunConfig, which: str | None) -> list[L.Callback]:
     ]
 
 
-def _adapter_care(config: RunConfig, survey: Survey) -> list[L.Callback]:
+def adapter_care(config: RunConfig, survey: Survey) -> list[L.Callback]:
     """Return what limits and freezes adapters while they are trained."""
     care: list[L.Callback] = []
     if config.adapter.weight_norm.type is not WeightNorm.none:

@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
@@ -69,6 +70,25 @@ def composition_problems(error: Exception, arguments: Sequence[str]) -> tuple[Pr
         with suppress(*COMPOSING_ERRORS):  # what composes alone need not compose together
             Collector(problems)(parse_config, compose("train", overrides=[*places, *good]))
     return tuple(problems) or (_reword(error, ""),)
+
+
+def compose_run(overrides: Sequence[str]) -> DictConfig:
+    """Return what `train.py` with these overrides would run.
+
+    Raises:
+        ConfigError: They do not compose; every problem.
+    """
+    register()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            raw = compose("train", overrides=list(overrides), return_hydra_config=True)
+    except COMPOSING_ERRORS as error:
+        raise ConfigError(*composition_problems(error, overrides)) from error
+    if problems := preset_problems(raw.hydra.runtime.choices):
+        raise ConfigError(*problems)
+    with open_dict(raw):
+        del raw["hydra"]
+    return raw
 
 
 def preset_problems(choices: Mapping[str, Any]) -> list[Problem]:

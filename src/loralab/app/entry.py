@@ -29,6 +29,7 @@ def main() -> None:
     register()
     # argparse takes overrides in one piece only: `a=1 -m b=2,3` works with the flag in front
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+    sys.argv[1:] = ["record=true" if word == "--record" else word for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
     task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_task)
     try:

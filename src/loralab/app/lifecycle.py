@@ -25,6 +25,8 @@ from loralab.config.parse import to_plain
 from loralab.config.records import RunConfig
 from loralab.data.tags import tag_occurrence
 from loralab.training.callbacks.checkpoint import checkpoints
+from loralab.training.callbacks.recording import FOLDER as RECORDING
+from loralab.training.callbacks.recording import join_pieces
 from loralab.training.hparams import METRICS, declare_hparams
 
 _DEFAULT_THREADS = torch.get_num_threads()  # a sweep's jobs share the process
@@ -73,6 +75,8 @@ def finish(job: Job, config: RunConfig, folder: RunFolder) -> float | None:
         return None
     figures = job.figures
     if trainer.is_global_zero:
+        if config.record:
+            join_pieces(folder.path / RECORDING)
         files = job.writer.write("", trainer.global_step)
         if config.validation.keep_best:
             (best,) = checkpoints(folder.path / "checkpoints", "best")

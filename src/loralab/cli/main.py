@@ -15,6 +15,7 @@ from loralab.cli.extract import extract
 from loralab.cli.inspect import inspect
 from loralab.cli.lr_find import lr_find
 from loralab.cli.merge import merge
+from loralab.cli.replay import replay
 from loralab.cli.resize import resize
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 app.command("evaluate-demo")(evaluate_demo)
 app.command("lr-find")(lr_find)
-for command in (inspect, convert, merge, extract, resize):
+for command in (inspect, convert, merge, extract, resize, replay):
     app.command()(command)
 app.add_typer(cache.app, name="cache")
 

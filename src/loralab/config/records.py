@@ -99,6 +99,12 @@ class RunConfig:
     check_only: bool = option(
         False, "Check everything, print the plan, stop.", affects_result=False
     )
+    record: bool = option(
+        False,
+        "Write what every step is made from to recording/batches.safetensors, for `loralab "
+        "replay`; `train.py --record` sets it.",
+        affects_result=False,
+    )
     demo_quality: int = option(
         0,
         "Drawings of each held-out subject of the demo that are judged at the end (quality/*, "

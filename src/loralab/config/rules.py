@@ -207,6 +207,21 @@ def _quality_is_that_of_the_demo(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def _recordings_are_whole(config: RunConfig) -> Iterator[Problem]:
+    if config.record and config.model.prompt_weights:
+        yield Problem(
+            "record",
+            "record is true, but a recording holds no weights of words; set record=false, or "
+            "model.prompt_weights=false.",
+        )
+    if config.record and config.trainer.get("devices", 1) not in (1, "1"):
+        yield Problem(
+            "record",
+            f"record is true, but trainer.devices is {config.trainer['devices']}; a recording is "
+            "made on one device: set record=false, or trainer.devices=1.",
+        )
+
+
 def _templates_fill(config: RunConfig) -> Iterator[Problem]:
     template = config.export.name_template
     try:
@@ -256,6 +271,7 @@ RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _one_validation_source,
     _demo_base_is_for_the_demo,
     _quality_is_that_of_the_demo,
+    _recordings_are_whole,
     _templates_fill,
     _metric_exists,
     _layouts_are_distinct,

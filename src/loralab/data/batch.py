@@ -82,8 +82,9 @@ class Batch(TypedDict):
     # Recorded in place of drawn: the seam for replays and parity tests.
     latents: NotRequired[Tensor]  # (B, C, h, w) float32, scaled
     noise: NotRequired[Tensor]  # (B, C, h, w) float32
+    input_noise: NotRequired[Tensor]  # (B, C, h, w) float32, mixed in where it is not the noise
     timesteps: NotRequired[Tensor]  # (B,) int64
-    input_ids: NotRequired[Tensor]  # (B, L) int64
+    input_ids: NotRequired[Tensor]  # (B, L), (B, R, L) or (B, E, R, L) int64
 
 
 def collate(samples: list[Sample]) -> Batch:

@@ -27,11 +27,14 @@ class NoisyLatents:
         noisy: (B, C, h, w) float32.
         noise: (B, C, h, w) float32, the noise that the target is made of.
         timesteps: (B,) int64.
+        input_noise: (B, C, h, w) float32, the noise that `noisy` holds; `noise` unless it is
+            perturbed.
     """
 
     noisy: Tensor
     noise: Tensor
     timesteps: Tensor
+    input_noise: Tensor
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class Objective(nn.Module):
         *,
         timesteps: Tensor | None = None,
         noise: Tensor | None = None,
+        input_noise: Tensor | None = None,
         window: WindowPlace | None = None,
     ) -> NoisyLatents:
         """Draw timesteps and noise, or take recorded ones, and mix.
@@ -130,6 +134,7 @@ class Objective(nn.Module):
             generators: B CPU generators, one per sample; not read when both others are given.
             timesteps: (B,) int64 in [0, T) to use in place of drawn ones.
             noise: (B, C, h, w) to use in place of drawn noise; it is not perturbed.
+            input_noise: (B, C, h, w) to mix in, where it is not `noise`; only with `noise`.
             window: Where these samples stand in their window, for timesteps spread over it.
 
         Returns:
@@ -146,8 +151,10 @@ class Objective(nn.Module):
             shown = self.perturbation(noise, generators)
         else:
             noise = shown = noise.to(latents.device, torch.float32)
+            if input_noise is not None:
+                shown = input_noise.to(latents.device, torch.float32)
         noisy = self.schedule.add_noise(latents, shown, timesteps)
-        return NoisyLatents(noisy=noisy, noise=noise, timesteps=timesteps)
+        return NoisyLatents(noisy=noisy, noise=noise, timesteps=timesteps, input_noise=shown)
 
     def forward(
         self,

@@ -89,6 +89,10 @@ class ClipConditioner(nn.Module):
             time_ids=self._time_ids(len(captions), sizes) if self.reads_sizes else None,
         )
 
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """Return the tokens (B,E,N,R) that E encoders read of captions, in N rows of R."""
+        return torch.stack([encoder.tokenize(captions) for encoder in self.encoders], dim=1)
+
     def _time_ids(self, count: int, sizes: Tensor | None) -> Tensor:
         if self.fixed_sizes is not None:
             return self.fixed_sizes.expand(count, -1)

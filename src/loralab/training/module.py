@@ -44,13 +44,15 @@ class MicroBatchRecord:
     Attributes:
         loss: () its share of the window's loss.
         error: (B,) plain mean squared error.
-        timesteps: (B,) int64.
+        latents: (B, C, h, w) what the sample was made from.
+        sample: What the denoiser was shown.
         counted: (B,) bool, False for fillers.
     """
 
     loss: Tensor
     error: Tensor
-    timesteps: Tensor
+    latents: Tensor
+    sample: NoisyLatents
     counted: Tensor
 
 
@@ -116,6 +118,7 @@ class LoRATrainingModule(L.LightningModule):
             self.generators(batch, "noise"),
             timesteps=batch.get("timesteps"),
             noise=batch.get("noise"),
+            input_noise=batch.get("input_noise"),
             window=self.window_place(batch),
         )
         prediction = self.denoiser(sample.noisy, sample.timesteps, conditioning)
@@ -127,7 +130,7 @@ class LoRATrainingModule(L.LightningModule):
             mask=batch.get("mask"),
             teacher=self.teacher_prediction(batch, sample),
         )
-        self.record(terms, sample, batch["loss_weight"])
+        self.record(terms, latents, sample, batch["loss_weight"])
         # Lightning divides by the accumulation and the gradients are averaged over the ranks.
         loss: Tensor = terms.loss * self.micro_batches_a_step()
         return loss
@@ -263,9 +266,12 @@ class LoRATrainingModule(L.LightningModule):
         """Return the size of a window: what all ranks and all accumulation rounds add up."""
         return int(self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
-    def record(self, terms: LossTerms, sample: NoisyLatents, weight: Tensor) -> None:
-        """Keep this micro-batch's figures for the statistics; nothing is read back here."""
-        self.last = MicroBatchRecord(terms.loss.detach(), terms.error, sample.timesteps, weight > 0)
+    def record(
+        self, terms: LossTerms, latents: Tensor, sample: NoisyLatents, weight: Tensor
+    ) -> None:
+        """Keep what this micro-batch was and gave, for callbacks; nothing is read back here."""
+        loss = terms.loss.detach()
+        self.last = MicroBatchRecord(loss, terms.error, latents.detach(), sample, weight > 0)
 
     # -- checkpoints --------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from loralab.adapters.state import adapter_norm
 from loralab.errors import Problem, UserError
+from loralab.training.callbacks.recording import gradient_norm
 from loralab.training.callbacks.steps import StepCallback
 from loralab.training.module import LoRATrainingModule
 
@@ -57,10 +58,7 @@ class Statistics(StepCallback):
                 for group in optimizer.param_groups
                 if "d" in group
             }
-            gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
-            present = [gradient for gradient in gradients if gradient is not None]
-            norms = torch._foreach_norm(present) if present else [torch.zeros(())]
-            self._grad_norm = torch.stack(list(norms)).norm()
+            self._grad_norm = gradient_norm(optimizer)
 
     def on_train_batch_end(
         self,
@@ -96,7 +94,7 @@ class Statistics(StepCallback):
         last = module.last
         assert last is not None
         num_timesteps = module.objective.schedule.num_timesteps
-        bands = last.timesteps * NUM_BANDS // num_timesteps  # (B,)
+        bands = last.sample.timesteps * NUM_BANDS // num_timesteps  # (B,)
         counted, error = last.counted.float(), last.error
         is_prior = batch.get("is_prior") or [False] * len(batch["keys"])
         if any(is_prior):  # their errors have another level and would hide those of the images
