@@ -281,6 +281,18 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         {"model.path": str(demo.base_dir()), "data.image_dir": str(demo.images_dir("train"))},
     ),
     (
+        "_recordings_are_whole",
+        {"record": True, "model.prompt_weights": True},
+        "record",
+        {"record": True},
+    ),
+    (
+        "_recordings_are_whole",
+        {"record": True, "trainer.devices": 2},
+        "record",
+        {"record": True, "trainer.devices": 1},
+    ),
+    (
         "_templates_fill",
         {"export.name_template": "{nmae}"},
         "export.name_template",

@@ -109,6 +109,23 @@ def test_every_timestep_agrees_with_diffusers(name: str) -> None:
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("name", CONFIGS)
+def test_in_single_precision_every_timestep_is_that_of_diffusers_to_the_bit(name: str) -> None:
+    config = CONFIGS[name]
+    ours = NoiseSchedule.from_config(config, prediction_type="v_prediction", dtype=torch.float32)
+    scheduler_class: Any = DDPMScheduler
+    theirs = scheduler_class(**config)
+    timesteps = torch.arange(len(theirs.alphas_cumprod))
+    latents, noise = latents_and_noise(len(timesteps))
+    for found, expected in (
+        (ours.add_noise(latents, noise, timesteps), theirs.add_noise(latents, noise, timesteps)),
+        (ours.target(latents, noise, timesteps), theirs.get_velocity(latents, noise, timesteps)),
+        (ours.snr(timesteps), compute_snr(theirs, timesteps)),
+    ):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parity
 def test_every_timestep_of_a_flow_agrees_with_diffusers() -> None:
     scheduler_class: Any = FlowMatchEulerDiscreteScheduler
     theirs = scheduler_class(num_train_timesteps=1000)

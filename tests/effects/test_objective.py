@@ -133,6 +133,16 @@ def test_weights_belong_to_the_rescaled_schedule_or_as_in_sd_scripts_do_not(tiny
     assert theirs[2:].tolist() == pytest.approx([0.276333, 0.0046601], rel=1e-4)
 
 
+@effect("objective.schedule_precision")
+def test_in_single_precision_the_first_ratio_is_that_of_diffusers(tiny: Tiny) -> None:
+    exact = objective(tiny).schedule.snr(TIMESTEPS)
+    single = objective(tiny, "objective.schedule_precision=single").schedule.snr(TIMESTEPS)
+    assert exact[0].item() == pytest.approx(0.99915 / 0.00085, rel=1e-6)
+    # diffusers' own ratios square the signal and the noise again: alike but for the last digit.
+    torch.testing.assert_close(single, snr(), rtol=3e-7, atol=0)
+    assert abs(single[0] - exact[0]) > 0.01
+
+
 @effect("objective.zero_terminal_snr")
 def test_the_last_timestep_is_pure_noise_for_training_and_previews(tiny: Tiny) -> None:
     job = tiny.build(V, "objective.zero_terminal_snr=true").job

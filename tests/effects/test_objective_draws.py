@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from loralab.adapters.inject import adapter_disabled
 from loralab.errors import ConfigError
 from loralab.training.module import LoRATrainingModule
 from tests.effects.objectives import drawn
@@ -176,6 +181,39 @@ def test_preservation_holds_the_adapter_near_the_base(tiny: Tiny) -> None:
         distance(keep, "objective.preservation_weight=100"),
     )
     assert held_fast < held < free
+
+
+@effect("objective.preservation")
+def test_outside_the_mask_the_base_is_kept_while_the_inside_is_learnt(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    """Of the change that training makes to a prediction, less is left where the mask is black."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8)
+    pixels[:, :32, 3], pixels[:, 32:, 3] = 255, 0
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    (tmp_path / "one.txt").write_text("a thing")
+    masked = (f"data.image_dir={tmp_path}", "data.masks=alpha", "trainer.max_steps=12")
+
+    def change_outside(*overrides: str) -> float:
+        built = tiny.build(*masked, *overrides)
+        built.fit()
+        module, batch = built.job.module.eval(), built.epoch()[0]
+        latents, noise = torch.randn(2, 8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        steps = torch.linspace(100, 900, 8).long()
+        sample = module.objective.draw(latents, [], timesteps=steps, noise=noise)
+        many = {**batch, "captions": batch["captions"] * 8}
+        for name in ("original_size", "crop_top_left", "target_size"):
+            many[name] = batch[name].expand(8, -1)
+        with torch.no_grad():
+            ours = module.denoiser(sample.noisy, steps, module.conditioning(many))
+            with adapter_disabled(module.adapted.values()):
+                base = module.denoiser(sample.noisy, steps, module.conditioning(many))
+        by_cell = (ours - base).square().mean(dim=(0, 1))  # (8, 8)
+        return float(by_cell[:, 4:].mean() / by_cell[:, :4].mean())
+
+    free = change_outside("objective.preservation_weight=30")
+    kept = change_outside("objective.preservation=outside_mask", "objective.preservation_weight=30")
+    assert kept < 0.7 * free, (kept, free)
 
 
 @effect("objective.preservation")

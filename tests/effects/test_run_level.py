@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from loralab.errors import ConfigError, ResumeError
 from tests.effects.registry import effect
@@ -116,3 +117,31 @@ def test_every_drawing_more_of_a_subject_is_judged(
         assert len(found["drawings_look_like"]["lora"]["cat face"]) == count
         assert run.metrics["quality/content_top1"] == found["scores"]["lora"]["content_top1"]
         assert run.column("quality/style_share") == [run.metrics["quality/style_share"]]
+
+
+@effect("record")
+def test_a_recording_holds_what_every_step_is_made_from(tiny: Tiny) -> None:
+    run = tiny.run("record=true")
+    content = load_file(run.folder / "recording" / "batches.safetensors")
+    numbers = sorted({key.partition(".")[0] for key in content})
+    assert numbers == ["000000", "000001", "000002"]
+    assert sorted(path.name for path in (run.folder / "recording").iterdir()) == [
+        "batches.safetensors",
+        "start.safetensors",
+    ]
+    for number in numbers:
+        latents, tokens = content[f"{number}.latents"], content[f"{number}.input_ids"]
+        assert content[f"{number}.noise"].shape == latents.shape
+        assert tokens.shape == (len(latents), 1, 77)
+        assert content[f"{number}.loss_weight"].sum().item() == pytest.approx(1.0)
+    assert changed(run.adapter, tiny.run().adapter) == []
+    assert not (tiny.run().folder / "recording").exists()
+
+
+@effect("record")
+def test_a_recording_starts_with_its_run_or_not_at_all(tiny: Tiny) -> None:
+    run = tiny.run_anew(*FOUR)
+    path = run.folder / "checkpoints" / "step-000002.ckpt"
+    resumed = (f"resume={path}", f"run_id={run.folder.name}", "record=true")
+    with pytest.raises(ResumeError, match="^record is true, but the run began without it"):
+        tiny.run_anew(*FOUR, *resumed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -156,3 +157,40 @@ def test_comparison_of_runs_shows_loss_error_and_best(tiny: Tiny) -> None:
     shown = {info.name.tag for info in data.experiment.metric_infos}
     assert {"val/loss", "val/loss_stderr", "val/best_loss", "val/best_step"} <= shown
     assert {"val/loss", "val/loss_stderr", "val/best_step"} <= set(events.Tags()["scalars"])
+
+
+@effect("data.masks")
+def test_held_out_images_are_measured_where_their_masks_are(tiny: Tiny, tmp_path: Path) -> None:
+    """The left half and the right half of an image together are the whole of it."""
+    folder, held_out = tmp_path / "images", tmp_path / "held_out"
+    make_images(folder, count=1)
+    make_images(held_out, count=1, seed=5)
+    white = Image.new("L", (64, 64), 255)
+    left, right = white.copy(), white.copy()
+    left.paste(0, (32, 0, 64, 64))
+    right.paste(0, (0, 0, 32, 64))
+
+    def loss(mask: Image.Image) -> float:
+        for place in (folder, held_out):
+            mask.save(place / "image_000.mask.png")
+        run = tiny.run_anew(
+            f"data.image_dir={folder}", f"validation.folder={held_out}", "data.masks=file",
+            "trainer.max_steps=1",
+        )  # fmt: skip
+        return run.metrics["val/loss_base"]
+
+    halves = [loss(left), loss(right)]
+    assert sum(halves) / 2 == pytest.approx(loss(white), rel=1e-5)
+    assert halves[0] != pytest.approx(halves[1], rel=1e-3)
+
+
+@effect("data.masks")
+def test_a_held_out_image_without_its_mask_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    folder, held_out = tmp_path / "images", tmp_path / "held_out"
+    make_images(folder, count=1)
+    make_images(held_out, count=1, seed=5)
+    Image.new("L", (64, 64), 255).save(folder / "image_000.mask.png")
+    with pytest.raises(ConfigError, match=r"held_out/image_000\.png has no mask"):
+        tiny.survey(
+            f"data.image_dir={folder}", f"validation.folder={held_out}", "data.masks=file"
+        )

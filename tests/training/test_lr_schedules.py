@@ -196,6 +196,17 @@ def test_learning_rates_agree_with_torch(
     assert multiplier(39) * 0.3 == pytest.approx(last, rel=1e-9)
 
 
+@pytest.mark.parity
+def test_rex_agrees_with_pytorch_optimizer() -> None:
+    module = pytest.importorskip("pytorch_optimizer.lr_scheduler.rex")  # the extra `optim`
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    scheduler = module.REXScheduler(optimizer, total_steps=40, max_lr=0.3)
+    multiplier = make_lr_multiplier("rex", total_steps=40)
+    # Its constructor has taken the step to 0 already.
+    expected = [scheduler.step() for _ in range(1, 40)]
+    assert [0.3 * multiplier(step) for step in range(1, 40)] == pytest.approx(expected, rel=1e-12)
+
+
 LOSSES = [0.9, 0.8, 0.8, 0.81, 0.79995, 0.85, 0.7, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.6, 0.6]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from loralab.config.choices import NoiseRule, Reduction, Weighting, WeightRule
+from loralab.config.choices import NoiseRule, Reduction, SchedulePrecision, Weighting, WeightRule
 from loralab.config.objective_rules import prediction_problems
 from loralab.config.records import RunConfig
 from loralab.config.training_records import ObjectiveRecord
@@ -91,6 +92,7 @@ def build_schedule(config: RunConfig, schedule_config: Mapping[str, Any]) -> Noi
         schedule_config,
         prediction_type=chosen.name if chosen is not None else None,
         zero_terminal_snr=config.objective.zero_terminal_snr or None,
+        dtype=_table_dtype(config.objective),
     )
 
 
@@ -102,6 +104,11 @@ def sampling_config(schedule: NoiseSchedule, config: Mapping[str, Any]) -> dict[
     # A sampler that does not begin at the last timestep never sees the pure noise trained on.
     # Lin et al., 2024, section 3.3, https://arxiv.org/abs/2305.08891.
     return {**chosen, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+def _table_dtype(options: ObjectiveRecord) -> torch.dtype:
+    is_single = options.schedule_precision is SchedulePrecision.single
+    return torch.float32 if is_single else torch.float64
 
 
 def _weights(
@@ -119,7 +126,10 @@ def _weights(
         snr = schedule.snr.values
         return loss_weights(kind, snr, prediction_type=prediction_type, strength=strength)
     original = NoiseSchedule.from_config(
-        schedule_config, prediction_type=prediction_type, zero_terminal_snr=False
+        schedule_config,
+        prediction_type=prediction_type,
+        zero_terminal_snr=False,
+        dtype=_table_dtype(options),
     )
     snr = original.snr.values
     return sd_scripts_weights(kind, snr, prediction_type=prediction_type, strength=strength)

@@ -109,6 +109,13 @@ class NoiseRule(Enum):
     sd_scripts = "sd_scripts"
 
 
+class SchedulePrecision(Enum):
+    """In what the noise schedule is multiplied up, before it is kept in float32."""
+
+    double = "double"
+    single = "single"
+
+
 class Reduction(Enum):
     """What the sum of the losses is divided by."""
 

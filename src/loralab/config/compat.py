@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from loralab.config.choices import Compat, NoiseRule, Reduction, WeightRule
+from loralab.config.choices import (
+    Compat,
+    DropoutPlace,
+    NoiseRule,
+    Reduction,
+    SchedulePrecision,
+    WeightRule,
+)
 from loralab.config.records import RunConfig
 from loralab.errors import Problem
 
@@ -18,6 +25,8 @@ SWITCHES: dict[Compat, dict[str, Any]] = {
         "objective.reduction": Reduction.by_count,
         "objective.weight_rule": WeightRule.sd_scripts,
         "objective.noise_rule": NoiseRule.sd_scripts,
+        "objective.schedule_precision": SchedulePrecision.single,
+        "adapter.dropout_place": DropoutPlace.inner,
     },
 }
 """Option -> the value it gets."""

@@ -11,6 +11,7 @@ from loralab.config.choices import (
     Preservation,
     Reduction,
     Schedule,
+    SchedulePrecision,
     StepUnit,
     TimestepSampling,
     TimestepSpread,
@@ -44,6 +45,11 @@ class ObjectiveRecord:
     v_like_scale: float = option(1.0, "Share of the velocity's loss in weighting v_like.", low=0.0)
     zero_terminal_snr: bool = option(
         False, "Rescale the noise schedule so that its last timestep is pure noise."
+    )
+    schedule_precision: SchedulePrecision = option(
+        SchedulePrecision.double,
+        "Precision in which the noise schedule is multiplied up; single is that of sd-scripts and "
+        "diffusers, whose first signal-to-noise ratios are wrong in the fourth digit.",
     )
     timestep_sampling: TimestepSampling = option(
         TimestepSampling.uniform, "How often which timesteps are drawn."

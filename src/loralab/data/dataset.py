@@ -160,9 +160,6 @@ class BucketedDataset(Dataset[Sample]):
             micro_batch=visit.number,
             weight=weight,
             window=(place, visit.window_size),
-            mask=None
-            if source.masks is None
-            else source.masks.read(item.record, item.plan, variant),
             **_picture(item, self.cache, variant),
         )
 
@@ -254,12 +251,14 @@ class _Picture(TypedDict):
     target_size: tuple[int, int]
     variant: Variant
     is_prior: bool
+    mask: Tensor | None
     moments: Tensor | None
     image: Tensor | None
 
 
 def _picture(item: Item, cache: LatentCache | None, variant: Variant) -> _Picture:
     image = moments = None
+    masks = item.source.masks
     if cache is None:
         image = read_pixels(item, variant)
     else:
@@ -272,6 +271,7 @@ def _picture(item: Item, cache: LatentCache | None, variant: Variant) -> _Pictur
         "target_size": (item.bucket.height, item.bucket.width),
         "variant": variant,
         "is_prior": item.source.is_prior,
+        "mask": None if masks is None else masks.read(item.record, item.plan, variant),
         "moments": moments,
         "image": image,
     }

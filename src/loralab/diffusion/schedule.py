@@ -1,6 +1,6 @@
 """The forward process of a diffusion model: how much signal and noise each timestep holds.
 
-Tables are computed in float64 and kept in float32, whatever precision the model runs in: in
+Tables are computed in float64 unless asked otherwise and kept in float32, whatever precision the model runs in: in
 bfloat16 the first two timesteps of Stable Diffusion's schedule would get no noise at all. Sampling
 (the reverse process) is not here; the models room does it for previews.
 """
@@ -39,8 +39,8 @@ class NoiseSchedule(nn.Module):
         """Keep the tables.
 
         Args:
-            signal: (T,) descending, in [0, 1); give float64.
-            sigma: (T,) ascending, in (0, 1]; give float64.
+            signal: (T,) descending, in [0, 1); the ratios are taken in its precision.
+            sigma: (T,) ascending, in (0, 1].
             prediction_type: What the model predicts.
         """
         super().__init__()
@@ -60,13 +60,14 @@ class NoiseSchedule(nn.Module):
         Ho et al., 2020, "DDPM", equation 4, https://arxiv.org/abs/2006.11239.
 
         Args:
-            betas: (T,) variance of the noise added at each timestep, in (0, 1].
+            betas: (T,) variance of the noise added at each timestep, in (0, 1]; their precision is
+                that of the calculation.
             prediction_type: Any but ``"flow_prediction"``.
         """
         assert prediction_type != "flow_prediction", "a flow mixes otherwise"
         assert betas.dim() == 1, betas.shape
         assert bool(((betas > 0) & (betas <= 1)).all()), "a beta is outside (0, 1]"
-        alphas_cumprod = torch.cumprod(1.0 - betas.double(), dim=0)
+        alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
         return cls(
             signal=alphas_cumprod.sqrt(),
             sigma=(1.0 - alphas_cumprod).sqrt(),
@@ -89,6 +90,7 @@ class NoiseSchedule(nn.Module):
         *,
         prediction_type: str | None = None,
         zero_terminal_snr: bool | None = None,
+        dtype: torch.dtype = torch.float64,
     ) -> NoiseSchedule:
         """Read a model's own schedule from its scheduler file.
 
@@ -97,6 +99,7 @@ class NoiseSchedule(nn.Module):
             prediction_type: Overrules the file's value; None trusts the file. A file without the
                 field means ``"epsilon"``: it is older than the field.
             zero_terminal_snr: Overrules the file's ``rescale_betas_zero_snr``; None trusts it.
+            dtype: Precision of the calculation; float32 gives the tables of diffusers to the bit.
 
         Raises:
             ModelError: A field is missing or its value unknown; every such problem is named.
@@ -109,7 +112,7 @@ class NoiseSchedule(nn.Module):
             raise ModelError(*problems)
         if chosen == "flow_prediction":
             return cls.rectified_flow(config.get("num_train_timesteps", 1000))
-        betas = _betas_from_config(config)
+        betas = _betas_from_config(config, dtype)
         if zero_terminal_snr:
             betas = rescale_to_zero_snr(betas)
         return cls.from_betas(betas, prediction_type=chosen)
@@ -159,36 +162,36 @@ def rescale_to_zero_snr(betas: Tensor) -> Tensor:
         betas: (T,) in (0, 1).
 
     Returns:
-        (T,) float64; the last value is 1.
+        (T,) in the precision of `betas`; the last value is 1.
     """
-    signal = torch.cumprod(1.0 - betas.double(), dim=0).sqrt()
-    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    signal = torch.cumprod(1.0 - betas, dim=0).sqrt()
+    signal = (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
     alphas_cumprod = signal.square()
     alphas = torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
     return 1.0 - alphas
 
 
-def _linear(start: float, end: float, num_timesteps: int) -> Tensor:
-    return torch.linspace(start, end, num_timesteps, dtype=torch.float64)
+def _linear(start: float, end: float, num_timesteps: int, dtype: torch.dtype) -> Tensor:
+    return torch.linspace(start, end, num_timesteps, dtype=dtype)
 
 
-def _scaled_linear(start: float, end: float, num_timesteps: int) -> Tensor:
+def _scaled_linear(start: float, end: float, num_timesteps: int, dtype: torch.dtype) -> Tensor:
     """Linear in the square root: the schedule that Stable Diffusion was published with."""
-    return _linear(math.sqrt(start), math.sqrt(end), num_timesteps).square()
+    return _linear(math.sqrt(start), math.sqrt(end), num_timesteps, dtype).square()
 
 
-BETA_SCHEDULES: dict[str, Callable[[float, float, int], Tensor]] = {
+BETA_SCHEDULES: dict[str, Callable[[float, float, int, torch.dtype], Tensor]] = {
     "linear": _linear,
     "scaled_linear": _scaled_linear,
 }
 
 
-def _betas_from_config(config: Mapping[str, Any]) -> Tensor:
+def _betas_from_config(config: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
     trained = config.get("trained_betas")
     if trained is not None:
-        return torch.tensor(trained, dtype=torch.float64)
+        return torch.tensor(trained, dtype=dtype)
     betas = BETA_SCHEDULES[config["beta_schedule"]]
-    return betas(config["beta_start"], config["beta_end"], config["num_train_timesteps"])
+    return betas(config["beta_start"], config["beta_end"], config["num_train_timesteps"], dtype)
 
 
 def _config_problems(

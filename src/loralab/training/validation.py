@@ -104,7 +104,10 @@ def stratum_errors(
             noise=draw_noise(latents.shape, generators),
         )
         prediction = module.denoiser(sample.noisy, sample.timesteps, conditioning)
-        columns.append(module.objective(prediction, latents, sample, weight=unweighted).error)
+        terms = module.objective(
+            prediction, latents, sample, weight=unweighted, mask=batch.get("mask")
+        )
+        columns.append(terms.error)
     return torch.stack(columns, dim=1)
 
 
