@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import demo_evidence
 import family_evidence
 import optimizer_evidence
+import objective_evidence
 from runs import ROOT, only_run, train
 
 PAGE = ROOT / "docs" / "evidence.md"
@@ -174,6 +175,11 @@ SECTIONS: dict[str, tuple[str, Callable[[Path], Iterator[str]]]] = {
     "export": ("The exported file", export),
     "resume": ("Stopped and continued", resume),
     "sweep": ("A sweep", sweep),
+    "replay": ("Recorded and replayed", objective_evidence.replay),
+    "windows": ("A step cut into micro-batches", objective_evidence.windows),
+    "timesteps": ("Timesteps spread over a step", objective_evidence.timesteps),
+    "validation": ("How far a validation can be trusted", objective_evidence.validation),
+    "overfitting": ("A run that overfits", objective_evidence.overfitting),
     "bench": ("Speed", bench),
     "refusals": ("Wrong commands", refusals),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -27,9 +28,20 @@ from loralab.training.module import LoRATrainingModule
 SIZE = 8  # images in a window
 
 
-@torch.no_grad()
 def main(num_windows: int) -> None:
     """Print mean and variance of the loss by spread, and how far the variance fell."""
+    losses = losses_by_spread(num_windows)
+    variances = {spread: torch.tensor(values).var().item() for spread, values in losses.items()}
+    print(f"{num_windows} windows of {SIZE} images, noise prediction, plain squared error")
+    for spread, values in losses.items():
+        ratio = variances[spread] / variances["independent"]
+        mean = torch.tensor(values).mean().item()
+        print(f"{spread:12} mean {mean:.4f} variance {variances[spread]:.2e} ratio {ratio:.2f}")
+
+
+@torch.no_grad()
+def losses_by_spread(num_windows: int) -> dict[str, list[float]]:
+    """Return the loss of each window by spread; images and weights are the same in all."""
     module, batch = demo_module()
     latents, conditioning = module.latents(batch), module.conditioning(batch)
     weight = torch.full((SIZE,), 1 / SIZE)
@@ -37,19 +49,36 @@ def main(num_windows: int) -> None:
     for spread in SPREADS:
         objective = Objective(module.objective.schedule, timesteps=TimestepSampler(spread=spread))
         for number in range(num_windows):
-            generators = [sample_generator(0, number, key, "noise") for key in batch["keys"]]
-            seed = position_seed(0, number, "window 0", "timesteps")
-            window = WindowPlace(first=0, size=SIZE, jitter_seed=seed)
-            sample = objective.draw(latents, generators, window=window)
+            sample = objective.draw(
+                latents, _generators(number, batch["keys"]), window=_window(number)
+            )
             prediction = module.denoiser(sample.noisy, sample.timesteps, conditioning)
             terms = objective(prediction, latents, sample, weight=weight)
             losses[spread].append(float(terms.loss))
-    variances = {spread: torch.tensor(values).var().item() for spread, values in losses.items()}
-    print(f"{num_windows} windows of {SIZE} images, noise prediction, plain squared error")
-    for spread, values in losses.items():
-        ratio = variances[spread] / variances["independent"]
-        mean = torch.tensor(values).mean().item()
-        print(f"{spread:12} mean {mean:.4f} variance {variances[spread]:.2e} ratio {ratio:.2f}")
+    return losses
+
+
+def marginal(spread: str, *, num_windows: int = 20_000, bins: int = 50) -> tuple[float, float]:
+    """Return chi-square of the first image's timesteps in equal bins, and its p.
+
+    One image a window: those of one window are not independent, which is the point of spreading.
+    """
+    sampler, keys = TimestepSampler(spread=spread), [f"image {n}" for n in range(SIZE)]
+    drawn = [sampler(_generators(n, keys), _window(n))[0] for n in range(num_windows)]
+    counts = torch.stack(drawn).bincount(minlength=1000).view(bins, -1).sum(dim=1).double()
+    expected = num_windows / bins
+    chi_square = ((counts - expected).square() / expected).sum()
+    freedom = torch.tensor((bins - 1) / 2, dtype=torch.float64)
+    return float(chi_square), float(torch.special.gammaincc(freedom, chi_square / 2))
+
+
+def _generators(number: int, keys: Sequence[str]) -> list[torch.Generator]:
+    return [sample_generator(0, number, key, "noise") for key in keys]
+
+
+def _window(number: int) -> WindowPlace:
+    seed = position_seed(0, number, "window 0", "timesteps")
+    return WindowPlace(first=0, size=SIZE, jitter_seed=seed)
 
 
 def demo_module() -> tuple[LoRATrainingModule, dict]:

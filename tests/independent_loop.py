@@ -66,8 +66,8 @@ class LoraLayer(nn.Module):
 
 def train(base: Path, batches: Path, start: Path, recipe: Recipe) -> Trace:
     """Train the adapter of a kohya file on recorded micro-batches of a diffusers folder (SD1)."""
-    unet: Any = UNet2DConditionModel.from_pretrained(base / "unet").train()
-    text: Any = CLIPTextModel.from_pretrained(base / "text_encoder").train()
+    unet: Any = UNet2DConditionModel.from_pretrained(base / "unet").float().train()
+    text: Any = CLIPTextModel.from_pretrained(base / "text_encoder").float().train()
     unet.requires_grad_(False)
     text.requires_grad_(False)
     layers = attach({"lora_unet": unet, "lora_te_text_model": text}, load_file(start))

@@ -143,5 +143,5 @@ def test_a_recording_starts_with_its_run_or_not_at_all(tiny: Tiny) -> None:
     run = tiny.run_anew(*FOUR)
     path = run.folder / "checkpoints" / "step-000002.ckpt"
     resumed = (f"resume={path}", f"run_id={run.folder.name}", "record=true")
-    with pytest.raises(ResumeError, match="^record is true, but the run began without it"):
+    with pytest.raises(ResumeError, match=r"^record is true, but the run began without it"):
         tiny.run_anew(*FOUR, *resumed)

@@ -7,8 +7,9 @@ from typing import Any
 
 import lightning.pytorch as L
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
+from loralab.data.line_chart import COLORS
 from loralab.errors import ConfigError
 from tests.effects.registry import effect
 from tests.effects.runs import Tiny
@@ -158,3 +159,15 @@ def test_the_logged_rate_is_the_one_that_was_used(tiny: Tiny) -> None:
     run = tiny.run(FOUR, "scheduler.kind=linear", "logger=csv")
     logged = run.column("learning_rate/unet")
     assert logged == pytest.approx([LR, 0.75 * LR, 0.5 * LR, 0.25 * LR])
+
+
+@effect("scheduler.kind")
+@pytest.mark.parametrize(("scale", "lines"), [(1.0, 1), (0.5, 2)])
+def test_parts_of_one_rate_share_a_line_of_the_picture(
+    tiny: Tiny, scale: float, lines: int
+) -> None:
+    built = tiny.build("scheduler.kind=linear", f"adapter.text_encoder.lr_scale={scale}")
+    with Image.open(built.folder.path / "lr.png") as picture:
+        colors = {color for _, color in picture.convert("RGB").getcolors(1 << 20) or ()}
+    found = [color for color in COLORS if ImageColor.getrgb(color) in colors]
+    assert len(found) == lines

@@ -191,6 +191,4 @@ def test_a_held_out_image_without_its_mask_is_named(tiny: Tiny, tmp_path: Path) 
     make_images(held_out, count=1, seed=5)
     Image.new("L", (64, 64), 255).save(folder / "image_000.mask.png")
     with pytest.raises(ConfigError, match=r"held_out/image_000\.png has no mask"):
-        tiny.survey(
-            f"data.image_dir={folder}", f"validation.folder={held_out}", "data.masks=file"
-        )
+        tiny.survey(f"data.image_dir={folder}", f"validation.folder={held_out}", "data.masks=file")

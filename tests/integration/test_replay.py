@@ -1,4 +1,4 @@
-"""Recordings of `python train.py --record`, replayed by us and by a loop that knows nothing of us."""
+"""Recordings of `train.py --record`, replayed by us and by a loop that knows nothing of us."""
 
 from __future__ import annotations
 

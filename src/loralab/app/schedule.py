@@ -104,9 +104,12 @@ def draw_schedule(config: RunConfig, survey: Survey, folder: Path) -> None:
     """Save the coming rate of every part as `lr.png`."""
     multiplier = lr_multiplier(config, survey)
     steps = spread(survey.total_steps, 1000)
+    parts: dict[float, list[str]] = {}  # parts of one rate share a line
+    for name, part in survey.parts.items():
+        parts.setdefault(part.learning_rate, []).append(name)
     lines = {
-        name: [(step, part.learning_rate * multiplier(step)) for step in steps]
-        for name, part in survey.parts.items()
+        ", ".join(names): [(step, rate * multiplier(step)) for step in steps]
+        for rate, names in parts.items()
     }
     title = f"learning rate, {config.scheduler.kind.name}"
     if config.scheduler.kind is Schedule.plateau:

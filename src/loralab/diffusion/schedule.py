@@ -1,8 +1,8 @@
 """The forward process of a diffusion model: how much signal and noise each timestep holds.
 
-Tables are computed in float64 unless asked otherwise and kept in float32, whatever precision the model runs in: in
-bfloat16 the first two timesteps of Stable Diffusion's schedule would get no noise at all. Sampling
-(the reverse process) is not here; the models room does it for previews.
+Tables are computed in float64, unless asked otherwise, and kept in float32, whatever precision the
+model runs in: in bfloat16 the first two timesteps of Stable Diffusion's schedule would get no noise
+at all. Sampling (the reverse process) is not here; the models room does it for previews.
 """
 
 from __future__ import annotations
