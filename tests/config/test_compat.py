@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loralab.config.choices import Compat
+from loralab.config.choices import Compat, DropoutPlace, Reduction
 from loralab.config.compat import SWITCHES
 from loralab.config.parse import parse_config, to_plain, walk_options
 from loralab.config.records import RunConfig
@@ -41,6 +41,12 @@ def test_nothing_else_is_switched(plain: dict[str, Any]) -> None:
         assert {key for key in ours if ours[key] != theirs[key]} == {*switches, "compat.kind"} - (
             {"compat.kind"} if kind is Compat.none else set()
         )
+
+
+def test_an_adapter_without_places_of_dropout_keeps_the_only_one(plain: dict[str, Any]) -> None:
+    config = parse_config(put(put(plain, "compat.kind", "sd_scripts"), "adapter.kind", "loha"))
+    assert config.adapter.dropout_place is DropoutPlace.input
+    assert config.objective.reduction is Reduction.by_count
 
 
 def test_a_stored_configuration_of_a_switched_run_parses_to_itself(plain: dict[str, Any]) -> None:

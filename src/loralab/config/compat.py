@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from loralab.config.choices import (
+    AdapterKind,
     Compat,
     DropoutPlace,
     NoiseRule,
@@ -41,6 +42,8 @@ def apply_compat(config: RunConfig) -> list[Problem]:
     problems = []
     neutral = RunConfig()
     for key, value in SWITCHES[config.compat.kind].items():
+        if key == "adapter.dropout_place" and config.adapter.kind is not AdapterKind.lora:
+            continue  # dropout of the other kinds has one place only
         record, name = _record(config, key)
         found, own = getattr(record, name), getattr(_record(neutral, key)[0], name)
         if found not in (own, value):
