@@ -43,12 +43,12 @@ def gradients(folder: Path) -> dict[str, dict[Any, float]]:
         for name, parameter in part.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(std=0.02, generator=generator)
+    cuts = {cut: _batches(folder, images, module, *cut) for cut in CUTS}
+    (whole,) = cuts[SIZE, 1]
     found: dict[str, dict[Any, float]] = {}
     for dtype in (torch.float32, torch.float64):
         for part in module.adapted.values():
             part.to(dtype)
-        cuts = {cut: _batches(folder, images, module, *cut) for cut in CUTS}
-        (whole,) = cuts[SIZE, 1]
         truth = _gradient(module, [whole], 1)
 
         def far(gradient: Tensor, truth: Tensor = truth) -> float:
@@ -65,7 +65,7 @@ def _prepared(folder: Path, images: Path, size: int, accumulation: int) -> tuple
     overrides = [
         f"data.image_dir={images}", "model.allow_demo=true", f"data.batch_size={size}",
         f"trainer.accumulate_grad_batches={accumulation}", "logger=none", "preview=none",
-        "demo_quality=0", f"output_dir={folder}",
+        "demo_quality=0", "data.buckets.enabled=false", f"output_dir={folder}",
     ]  # fmt: skip
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = parse_config(compose("train", overrides=overrides))
