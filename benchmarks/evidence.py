@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import data_evidence
 import demo_evidence
 import family_evidence
 import optimizer_evidence
@@ -168,6 +169,11 @@ SECTIONS: dict[str, tuple[str, Callable[[Path], Iterator[str]]]] = {
     "schedule_free": ("Schedule-free optimizers", optimizer_evidence.schedule_free),
     "rates": ("Finding a rate", optimizer_evidence.rates),
     "optimizer_refusals": ("Wrong optimizers", optimizer_evidence.wrong_values),
+    "order": ("The order of images", data_evidence.order),
+    "cache": ("What the latent cache takes for new", data_evidence.cache),
+    "filling": ("The latent cache, killed and shared", data_evidence.filling),
+    "bad_images": ("Unusable images", data_evidence.bad_images),
+    "data": ("What images cost", data_evidence.speed),
     "clone": ("A fresh clone", clone),
     "families": ("Model families", family_evidence.families),
     "full_size": ("A model of full size", family_evidence.full_size),

@@ -73,6 +73,59 @@ def test_fixed_caption_has_no_marks():
     assert pipeline.fixed(("a, b ||| c;;;d, e",)) == "a, b, c, d, e"
 
 
+# -- the rule of sd-scripts for tags; what it gives is written in its own notes -------------------
+
+
+def sd(**options):
+    return CaptionPipeline(tag_rule="sd_scripts", **options)
+
+
+def test_sd_scripts_leaves_marks_where_nothing_is_done_to_tags():
+    marks = {"keep_tags_separator": "|||", "secondary_separator": ";;;"}
+    text = "a ||| b;;;c,, d"
+    assert visit(sd(**marks), text) == sd(**marks).fixed((text,)) == text
+    assert visit(CaptionPipeline(**marks), text) == "a, b, c, d"
+
+
+def test_sd_scripts_shuffles_an_empty_tag_into_the_middle_and_counts_it():
+    found = set(visits(sd(shuffle_tags=True), "a, b,", count=60))
+    assert "a, , b" in found
+    assert len(found) == 6
+    # Of "a", "", "b" two are kept, the second is empty.
+    assert visit(sd(keep_tags=2, tag_dropout=1.0), "a,, b") == "a, "
+
+
+def test_sd_scripts_keeps_head_and_tail_without_empty_tags_and_joins_by_comma():
+    pipeline = sd(keep_tags_separator="|||", tag_dropout=1.0, separator=";")
+    assert visit(pipeline, "a; ||| b; c ||| ;d") == "a, d"
+
+
+def test_sd_scripts_unites_a_group_with_the_bare_separator():
+    pipeline = sd(secondary_separator=";;;", tag_dropout=1.0, keep_tags=1)
+    assert visit(pipeline, "a;;;b, c") == "a,b"
+
+
+def test_sd_scripts_puts_the_prefix_before_the_first_line_and_the_suffix_after_the_last():
+    pipeline = sd(prefix="zwx,", suffix="!", multi_line=True)
+    found = set(visits(pipeline, "a cat", "an animal", "fur"))
+    assert found == {"zwx, a cat", "an animal", "fur !"}
+
+
+def test_sd_scripts_loses_a_tag_of_warmup_to_rounding():
+    options = {"tag_warmup_steps": 98, "tag_warmup_min": 0}
+    # 49 * (2 / 98) is 0.9999999999999999 in floating point.
+    assert visit(CaptionPipeline(**options), "a, b", step=49) == "a"
+    assert visit(sd(**options), "a, b", step=49) == ""
+
+
+@given(st.lists(st.sampled_from(TAGS), min_size=1, max_size=6), st.integers(0, 99))
+def test_both_rules_do_the_same_to_plain_tags(tags, seed):
+    options = {"shuffle_tags": True, "tag_dropout": 0.3, "keep_tags": 1, "prefix": "zwx,"}
+    text = ", ".join(tags)
+    ours = visit(CaptionPipeline(**options), text, seed=seed)
+    assert visit(sd(**options), text, seed=seed) == ours
+
+
 # -- wildcards -------------------------------------------------------------------------------------
 
 

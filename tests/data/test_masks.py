@@ -13,7 +13,7 @@ from loralab.data.buckets import Bucket
 from loralab.data.crop import plan_crop
 from loralab.data.dataset import BucketedDataset, make_items
 from loralab.data.index import scan_folder
-from loralab.data.masks import Masks
+from loralab.data.masks import Masks, mask_problems
 from loralab.data.sampler import MicroBatch
 from loralab.data.sources import Source
 
@@ -89,24 +89,33 @@ def test_another_factor_gives_another_number_of_cells(record):
 
 def test_masks_may_lie_in_a_folder_of_their_own(record, tmp_path):
     paint(tmp_path / "cat.mask.png", [255] * 8 + [0] * 8)
-    assert Masks("file", folder=tmp_path).problems([record]) == []
+    assert Masks("file", folder=tmp_path).problem(record) is None
     plan = plan_crop(32, 64, Bucket(32, 64))
     assert Masks("file", folder=tmp_path).read(record, plan)[0, 0, [0, 7]].tolist() == [1, 0]
 
 
 def test_missing_mask_is_named_with_its_image(folder, record):
-    (problem,) = Masks("file").problems([record])
-    assert str(problem) == (
+    assert str(Masks("file").problem(record)) == (
         f"{folder / 'cat.png'} has no mask {folder / 'cat.mask.png'}; paint one, or set "
         "data.masks=none."
     )
 
 
-def test_one_mask_of_two_images_is_refused(record, tmp_path):
+def test_one_mask_of_two_images_is_no_mask_of_either(record, tmp_path):
     paint(tmp_path / "cat.mask.png", [255, 0])
     twin = replace(record, path=tmp_path / "other" / "cat.jpg")
-    (problem,) = Masks("file", folder=tmp_path).problems([record, twin])
+    masks = Masks("file", folder=tmp_path)
+    problems = mask_problems([(masks, record), (masks, twin)])
+    assert problems.keys() == {record.path, twin.path}
+    (problem,) = set(problems.values())
     assert f"would be the mask of {record.path} and {twin.path}" in str(problem)
+
+
+def test_mask_that_is_damaged_or_of_another_shape_is_found_without_decoding(folder, record):
+    paint(folder / "cat.mask.png", [255] * 8)
+    assert "cat.mask.png is 8 x 8, but" in str(Masks("file").problem(record))
+    (folder / "cat.mask.png").write_bytes(b"no picture")
+    assert "cat.mask.png is not a readable" in str(Masks("file").problem(record))
 
 
 def test_mask_of_another_shape_is_refused(folder, record, problems_of):

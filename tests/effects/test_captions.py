@@ -111,6 +111,16 @@ def test_kept_tags_stay_in_front(tiny: Tiny) -> None:
     assert found != written(tiny), "the others are still shuffled"
 
 
+@effect("data.captions.tag_rule")
+def test_tag_rule_of_sd_scripts_leaves_marks_and_empty_tags(tiny: Tiny, tmp_path: Path) -> None:
+    own = [images(tmp_path, *["a;;;b,c,"] * 8), "data.captions.secondary_separator=';;;'"]
+    theirs = [*own, "data.captions.tag_rule=sd_scripts"]
+    assert set(tiny.build(*own).captions()) == {"a, b, c"}
+    assert set(tiny.build(*theirs).captions()) == {"a;;;b,c,"}, "nothing is done to tags"
+    kept = [*theirs, "data.captions.tag_dropout=1.0", "data.captions.keep_tags=3"]
+    assert set(tiny.build(*kept).captions()) == {"a,b, c, "}, "the third tag is the empty one"
+
+
 @effect("data.captions.tag_dropout")
 def test_tag_dropout_of_one_leaves_the_kept_tags(tiny: Tiny) -> None:
     found = tiny.build("data.captions.tag_dropout=1.0", "data.captions.keep_tags=2").captions()

@@ -18,6 +18,10 @@ def test_sd_scripts_sets_its_options_and_the_run_keeps_them(tiny: Tiny) -> None:
     objective = run.config.objective
     assert (objective.reduction, objective.weight_rule) == ("by_count", "sd_scripts")
     assert objective.noise_rule == "sd_scripts"
+    data = run.config.data
+    assert (data.buckets.match, data.resize_filter) == ("ratio", "area")
+    assert (data.latent_cache.posterior, data.prior.rotate) == ("frozen", False)
+    assert data.captions.tag_rule == "sd_scripts"
 
 
 @effect("compat.kind")
@@ -32,6 +36,12 @@ def test_sd_scripts_trains_what_its_options_train_one_by_one(tiny: Tiny) -> None
     by_hand = tiny.run(accumulate, *words)
     assert changed(theirs.adapter, by_hand.adapter) == []
     assert changed(theirs.adapter, ours.adapter) != []
+
+
+@effect("compat.kind")
+def test_uncached_latents_are_drawn_anew_as_in_sd_scripts(tiny: Tiny) -> None:
+    config = tiny.config("compat=sd_scripts", "data.latent_cache.enabled=false")
+    assert config.data.latent_cache.posterior.name == "resample"
 
 
 @effect("compat.kind")

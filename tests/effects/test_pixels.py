@@ -241,6 +241,40 @@ def test_mask_files_lie_beside_the_images_or_in_their_folder(tiny: Tiny, tmp_pat
         assert built.epoch()[0]["mask"].unique().tolist() == [expected]
 
 
+@effect("data.sources[].mask_dir")
+def test_a_source_may_have_a_mask_folder_of_its_own(tiny: Tiny, tmp_path: Path) -> None:
+    entries = []
+    for name, grey in (("one", 0), ("two", 255)):
+        write(tmp_path / name, np.full((64, 64, 3), grey, np.uint8))
+        (tmp_path / f"{name}_masks").mkdir()
+        Image.new("L", (64, 64), grey).save(tmp_path / f"{name}_masks" / "one.mask.png")
+        entries.append(f"{{image_dir: {tmp_path / name}, mask_dir: {tmp_path / name}_masks}}")
+    own = ["data.image_dir=null", f"data.sources=[{', '.join(entries)}]"]
+    built = tiny.build(*own, "data.masks=file", "data.shuffle_data=false")
+    assert built.epoch()[0]["mask"].mean((1, 2, 3)).tolist() == [0.0, 1.0]
+    with pytest.raises(ConfigError, match=r"data\.sources\[0\]\.mask_dir is .*data\.masks is none"):
+        tiny.config(*own)
+
+
+@effect("data.on_bad_image")
+def test_an_image_without_a_usable_mask_stops_the_run_or_is_left_out(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    files = make_images(tmp_path, count=4)
+    for file in files[:3]:
+        size = Image.open(file).size if file != files[1] else (8, 80)
+        Image.new("L", size, 255).save(file.with_suffix(".mask.png"))
+    own = [f"data.image_dir={tmp_path}", "data.masks=file"]
+    with pytest.raises(ConfigError) as caught:
+        tiny.survey(*own)
+    wrong, missing = caught.value.problems
+    assert "a mask must have the shape of its image" in str(wrong)
+    assert f"{files[3]} has no mask" in str(missing)
+    survey = tiny.survey(*own, "data.on_bad_image=skip")
+    assert [item.record.path for item in survey.items] == [files[0], files[2]]
+    assert [problem.key for problem in survey.skipped] == [str(files[1]), str(files[3])]
+
+
 @effect("data.mask_dir", "data.mask_floor")
 def test_mask_options_without_masks_are_refused(tiny: Tiny) -> None:
     with pytest.raises(ConfigError) as caught:

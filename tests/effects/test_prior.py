@@ -52,6 +52,22 @@ def test_more_class_images_than_images_take_turns(tiny: Tiny, tmp_path: Path) ->
     assert len(set().union(*epochs)) == 30
 
 
+@effect("data.prior.rotate")
+def test_without_turns_the_first_class_images_fill_the_places(
+    tiny: Tiny, class_images: Path, tmp_path: Path
+) -> None:
+    built = tiny.build(f"data.prior.image_dir={class_images}", "data.prior.rotate=false")
+    places = [item.record.path.stem for item in built.survey.items if item.source.is_prior]
+    expected = {f"image_{n:03d}": 3 if n < 2 else 2 for n in range(5)}  # 12 = 5 + 5 + 2
+    assert Counter(places) == expected
+    assert digests(built, 0, is_prior=True) == digests(built, 1, is_prior=True)
+    make_images(tmp_path / "many", count=14, seed=8)
+    survey = tiny.survey(f"data.prior.image_dir={tmp_path / 'many'}", "data.prior.rotate=false")
+    idle = [Path(problem.key).stem for problem in survey.skipped]
+    assert idle == ["image_012", "image_013"]
+    assert "data.prior.rotate is false" in str(survey.skipped[0])
+
+
 @effect("data.prior.image_dir")
 def test_class_images_train_and_are_measured_apart(tiny: Tiny, class_images: Path) -> None:
     own = [f"data.prior.image_dir={class_images}", "logger=csv", "trainer.max_steps=13",

@@ -302,13 +302,30 @@ def assert_whole(root: Path, cache: LatentCache) -> None:
     assert list((root / "cache" / "unfinished").iterdir()) == []
 
 
-def test_two_processes_fill_one_cache_at_once(base: Path, tmp_path: Path) -> None:
-    make_images(tmp_path / "images", count=30)
-    processes = [start_filling(tmp_path, base) for _ in range(2)]
+@pytest.mark.parametrize("one_is_killed", [False, True])
+def test_processes_that_fill_one_cache_at_once_share_the_work(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_is_killed: bool
+) -> None:
+    monkeypatch.setattr(cache_filling, "LARGEST_BATCH", 2)  # many chances to meet
+    make_images(tmp_path / "images", count=40)
+    log = tmp_path / "log.txt"
+    log.touch()
+    processes = [start_filling(tmp_path, base) for _ in range(3)]
+    if one_is_killed:
+        while log.stat().st_size == 0:
+            time.sleep(0.001)
+        os.kill(processes.pop().pid, signal.SIGKILL)
     for process in processes:
         process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert_whole(tmp_path, logged_cache(tmp_path))
+    assert {process.exitcode for process in processes} == {0}
+    keys = log.read_text().split()
+    assert len(keys) == len(set(keys)), "an image was encoded by two of them"
+    assert len(keys) >= 40 - 2 * one_is_killed  # a killed one has no time to log its last batch
+    cache = logged_cache(tmp_path)
+    entries = entries_of(cache, tmp_path / "images")
+    assert cache.missing(entry.key for entry in entries) == []
+    for entry in entries:
+        cache.read(entry.key)  # refuses a wrong checksum
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.slow)])

@@ -61,6 +61,7 @@ def loaders(
     cache: LatentCache | None = None,
     seed: int = 3,
     epoch: int = 0,
+    start_method: str = "fork",
 ) -> Iterator[ResumableLoader]:
     """Yield the loader of every rank."""
     for rank in range(world_size):
@@ -74,12 +75,15 @@ def loaders(
             world_size=world_size,
         )
         sampler.set_epoch(epoch)
-        yield ResumableLoader(
+        loader = ResumableLoader(
             BucketedDataset(items, cache=cache, seed=seed),
             sampler,
             num_workers=num_workers,
             prefetch_factor=prefetch_factor,
         )
+        if num_workers:
+            loader.multiprocessing_context = start_method
+        yield loader
 
 
 def sequence(items: list[Item], *, seed: int = 3, **options: Any) -> tuple[list[SEEN], str]:
@@ -139,21 +143,58 @@ def test_sequence_and_receipt_do_not_depend_on_ranks_and_cache(
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
-@pytest.mark.parametrize("prefetch_factor", [1, 4])
-@pytest.mark.parametrize("num_workers", [1, 4])
+@pytest.mark.parametrize(
+    ("num_workers", "prefetch_factor", "world_size", "cached"),
+    [(1, 1, 1, True), (1, 4, 4, False), (4, 1, 2, False), (4, 4, 1, False), (4, 2, 4, True)],
+)
 def test_sequence_and_receipt_do_not_depend_on_workers_and_prefetch(
-    treated: list[Item], cache: LatentCache, num_workers: int, prefetch_factor: int
+    treated: list[Item],
+    cache: LatentCache,
+    num_workers: int,
+    prefetch_factor: int,
+    world_size: int,
+    cached: bool,
 ) -> None:
-    expected = sequence(treated, epoch=2)
     found = sequence(
         treated,
         epoch=2,
         num_workers=num_workers,
         prefetch_factor=prefetch_factor,
-        world_size=2,
-        cache=cache,
+        world_size=world_size,
+        cache=cache if cached else None,
     )
-    assert found == expected
+    assert found == sequence(treated, epoch=2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+@settings(
+    deadline=None,
+    database=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    seed=st.integers(0, 50),
+    epoch=st.integers(0, 4),
+    num_workers=st.sampled_from([0, 1, 4]),
+    prefetch_factor=st.integers(1, 5),
+    world_size=st.sampled_from([1, 2, 4]),
+    cached=st.booleans(),
+)
+def test_sequence_and_receipt_depend_on_seed_and_epoch_alone(
+    treated: list[Item], cache: LatentCache, seed: int, epoch: int, cached: bool, **options: int
+) -> None:
+    found = sequence(treated, seed=seed, epoch=epoch, cache=cache if cached else None, **options)
+    assert found == sequence(treated, seed=seed, epoch=epoch)
+
+
+@pytest.mark.slow
+def test_sequence_and_receipt_are_those_of_spawned_workers(
+    treated: list[Item], cache: LatentCache
+) -> None:
+    found = sequence(treated, epoch=1, num_workers=2, start_method="spawn", cache=cache)
+    assert found == sequence(treated, epoch=1)
 
 
 def test_seeds_and_epochs_have_receipts_of_their_own(treated: list[Item]) -> None:

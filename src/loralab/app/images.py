@@ -78,12 +78,18 @@ def size_images(config: RunConfig, sources: Sources, fit: Fit) -> Images:
         raise DataError(*sieve.problems)
     items = make_items(training, fit)
     if not items:
-        raise ConfigError(_nothing_fits(sieve.skipped))
+        raise ConfigError(_nothing_fits([*sources.skipped, *sieve.skipped]))
     rotation = None
     if prior is not None and prior.records:
-        shares = balanced_shares([record.repeats for record in prior.records], len(items))
-        start, items = len(items), make_items([*training, _appearing(prior, shares)], fit)
+        shares = balanced_shares(
+            [record.repeats for record in prior.records],
+            len(items),
+            rotate=config.data.prior.rotate,
+        )
+        prior, idle = _appearing(prior, shares)
+        start, items = len(items), make_items([*training, prior], fit)
         rotation = _rotation(items, start, shares)
+        sieve.skipped += idle
     return Images(
         training=tuple(items),
         held_out=tuple(make_items(held_out, fit)),
@@ -148,11 +154,21 @@ class _Sieve:
         return self._filtered is self.odd
 
 
-def _appearing(prior: Source, shares: Shares) -> Source:
-    """Return the class images with as many repeats as they may have in an epoch."""
+def _appearing(prior: Source, shares: Shares) -> tuple[Source, list[Problem]]:
+    """Return class images with as many repeats as an epoch may have, and why others have none."""
     appearances = [a + b for a, b in zip(shares.always, shares.in_turn, strict=True)]
-    records = zip(prior.records, appearances, strict=True)
-    return replace(prior, records=tuple(replace(r, repeats=count) for r, count in records))
+    pairs = list(zip(prior.records, appearances, strict=True))
+    idle = [
+        Problem(
+            str(record.path),
+            f"{record.path} has no place in an epoch: there are enough class images before it, "
+            "and data.prior.rotate is false.",
+        )
+        for record, count in pairs
+        if not count
+    ]
+    records = tuple(replace(record, repeats=count) for record, count in pairs if count)
+    return replace(prior, records=records), idle
 
 
 def _rotation(items: Sequence[Item], start: int, shares: Shares) -> Rotation | None:
@@ -173,4 +189,4 @@ def _rotation(items: Sequence[Item], start: int, shares: Shares) -> Rotation | N
 
 def _nothing_fits(skipped: Sequence[Problem]) -> Problem:
     sentence = f"No image is left to train on; the first was left out because {skipped[0]}"
-    return Problem("data.image_filter", sentence)
+    return Problem("data.on_bad_image", sentence)

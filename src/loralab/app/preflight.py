@@ -89,7 +89,9 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
     ):
         problems.append(problem)
     if facts is not None and sources is not None:
-        sources = collect(with_masks, config, sources, facts) or sources
+        sources = with_masks(config, sources, facts)
+    bad_images = sources.problems if sources is not None else ()
+    problems += bad_images
     captions = None
     if facts is not None and sources is not None:
         captions = collect(fit_captions, config, sources, spec, facts)
@@ -97,7 +99,7 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
     images = None
     if fit is not None and sources is not None:
         images = collect(size_images, config, sources, fit)
-    if facts is None or images is None or parts is None or captions is None:
+    if facts is None or images is None or parts is None or captions is None or bad_images:
         raise ConfigError(*problems)
 
     if problem := data_problem(folder, images.digest):

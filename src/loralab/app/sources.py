@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class Sources:
         prior: Class images beside it.
         held_out: What validation measures.
         skipped: Why images were left out; the key is their file.
+        problems: Why images cannot be used, if they stop the run; the others can be checked on.
         files: What was read, to be remembered once the run is sure to start.
     """
 
@@ -44,27 +45,25 @@ class Sources:
     prior: Source | None
     held_out: tuple[Source, ...]
     skipped: tuple[Problem, ...]
+    problems: tuple[Problem, ...]
     files: FileIndex
 
 
 @dataclass
 class _Findings:
-    """What reading came upon: problems stop the run, images that are skipped do not."""
+    """What reading came upon: problems of folders, and images that cannot be used."""
 
     skips: bool
     files: FileIndex
     problems: list[Problem] = field(default_factory=list)
-    skipped: list[Problem] = field(default_factory=list)
-
-    def add_bad(self, bad: Iterable[Problem]) -> None:
-        (self.skipped if self.skips else self.problems).extend(bad)
+    bad: list[Problem] = field(default_factory=list)
 
 
 def read_sources(config: RunConfig) -> Sources:
     """Scan every folder of the configuration and choose what is held out.
 
     Raises:
-        DataError: With every problem of every folder.
+        DataError: With every problem of every folder, if one cannot be used at all.
         ConfigError: If nothing is left to train on, or nothing is held out.
     """
     found = _Findings(config.data.on_bad_image is OnBadImage.skip, open_file_index(config))
@@ -74,20 +73,28 @@ def read_sources(config: RunConfig) -> Sources:
     class_images = collect(_read_class_images, config, found)
     held_out = [source for source in [collect(_read_folder, config, found)] if source is not None]
     files = collect(_read_files, config, found, [source for source in training if source])
-    if found.problems:
-        raise DataError(*found.problems)
     sources = [source for source in training if source is not None]
-    if config.validation.fraction:
+    stopping = () if found.skips else tuple(found.bad)
+    if found.problems or (stopping and not any(source.records for source in sources)):
+        raise DataError(*stopping, *found.problems)
+    if config.validation.fraction and not stopping:
         chosen = choose_held_out(sources, config.validation.fraction)
         held_out = [_only(source, chosen) for source in sources]
     held_out = [source for source in [*held_out, *(files or [])] if source.records]
     digests = {record.digest for source in held_out for record in source.records}
     sources = [without(source, digests) for source in sources]
     if not any(source.records for source in sources):
-        raise ConfigError(_all_held_out(config))
+        raise ConfigError(*stopping, _all_held_out(config))
     if class_images is not None:  # what is held out must not be learnt as a class image either
         class_images = without(class_images, digests)
-    return Sources(tuple(sources), class_images, tuple(held_out), tuple(found.skipped), found.files)
+    return Sources(
+        training=tuple(sources),
+        prior=class_images,
+        held_out=tuple(held_out),
+        skipped=tuple(found.bad) if found.skips else (),
+        problems=stopping,
+        files=found.files,
+    )
 
 
 def choose_held_out(sources: Sequence[Source], fraction: float) -> set[str]:
@@ -119,7 +126,8 @@ def caption_pipeline(options: CaptionRecord) -> CaptionPipeline:
     names = {item.name for item in fields(CaptionPipeline)} & {
         item.name for item in fields(options)
     }
-    return CaptionPipeline(**{name: getattr(options, name) for name in names})
+    given = {name: getattr(options, name) for name in names - {"tag_rule"}}
+    return CaptionPipeline(**given, tag_rule=options.tag_rule.name)
 
 
 def _read(config: RunConfig, found: _Findings, group: str, source: SourceRecord) -> Source:
@@ -136,7 +144,7 @@ def _read(config: RunConfig, found: _Findings, group: str, source: SourceRecord)
         files=found.files,
     )
     bad = [*listing.bad, *scan.bad]
-    found.add_bad(bad)
+    found.bad += bad
     if not scan.records and found.skips:
         sentence = (
             f"{key} is {source.image_dir}; none of its images can be used. The first of "
@@ -198,7 +206,7 @@ def _read_folder(config: RunConfig, found: _Findings) -> Source | None:
     scan = read_images(
         listing.entries, key=key, caption_extension=data.caption_extension, files=found.files
     )
-    found.add_bad([*listing.bad, *scan.bad])
+    found.bad += [*listing.bad, *scan.bad]
     return _source(config, options, scan.records)
 
 
@@ -226,7 +234,7 @@ def _read_files(config: RunConfig, found: _Findings, training: Sequence[Source])
         caption_extension=data.caption_extension,
         files=found.files,
     )
-    found.add_bad(scan.bad)
+    found.bad += scan.bad
     options = SourceRecord(image_dir="validation.files", augmentations=[])
     return [*known, _source(config, options, scan.records)]
 

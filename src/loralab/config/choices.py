@@ -227,6 +227,13 @@ class CacheStorage(Enum):
     memory = "memory"
 
 
+class TagRule(Enum):
+    """What happens to empty tags, marks and the space between tags."""
+
+    clean = "clean"
+    sd_scripts = "sd_scripts"
+
+
 class TagOrder(Enum):
     """Order of the tags in a tag-occurrence file."""
 

@@ -10,11 +10,15 @@ from typing import Any
 
 from loralab.config.choices import (
     AdapterKind,
+    BucketMatch,
     Compat,
     DropoutPlace,
     NoiseRule,
+    Posterior,
     Reduction,
+    ResizeFilter,
     SchedulePrecision,
+    TagRule,
     WeightRule,
 )
 from loralab.config.records import RunConfig
@@ -28,9 +32,17 @@ SWITCHES: dict[Compat, dict[str, Any]] = {
         "objective.noise_rule": NoiseRule.sd_scripts,
         "objective.schedule_precision": SchedulePrecision.single,
         "adapter.dropout_place": DropoutPlace.inner,
+        "data.buckets.match": BucketMatch.ratio,
+        "data.resize_filter": ResizeFilter.area,
+        "data.latent_cache.posterior": Posterior.frozen,
+        "data.prior.rotate": False,
+        "data.captions.tag_rule": TagRule.sd_scripts,
     },
 }
 """Option -> the value it gets."""
+
+ONLY_WITH = {"data.latent_cache.posterior": "data.latent_cache.enabled"}
+"""Option -> the one without which it is not switched: there, too, uncached latents are redrawn."""
 
 
 def apply_compat(config: RunConfig) -> list[Problem]:
@@ -45,6 +57,8 @@ def apply_compat(config: RunConfig) -> list[Problem]:
         if key == "adapter.dropout_place" and config.adapter.kind is not AdapterKind.lora:
             continue  # dropout of the other kinds has one place only
         record, name = _record(config, key)
+        if key in ONLY_WITH and not getattr(*_record(config, ONLY_WITH[key])):
+            continue
         found, own = getattr(record, name), getattr(_record(neutral, key)[0], name)
         if found not in (own, value):
             problems.append(

@@ -17,6 +17,7 @@ from loralab.config.choices import (
     ResizeFilter,
     SourceLayout,
     TagOrder,
+    TagRule,
 )
 from loralab.config.option import option
 from loralab.config.source_records import ImageFilterRecord, PriorRecord, SourceRecord
@@ -61,6 +62,10 @@ class CaptionRecord:
     keep_tags: int = option(0, "Leading tags that are never shuffled or dropped.", low=0)
     keep_tags_separator: str = option(
         "", "Mark after the tags to keep, and before those to keep at the end; empty is off."
+    )
+    tag_rule: TagRule = option(
+        TagRule.clean,
+        "clean drops empty tags and takes marks out of every text; sd_scripts leaves both.",
     )
     tag_top_k: int | None = option(None, "Use the most frequent tags only, so many.", low=1)
     tag_min_count: int = option(1, "Use only tags that so many captions have.", low=1)

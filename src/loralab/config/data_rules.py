@@ -126,12 +126,14 @@ def background_is_a_color(config: RunConfig) -> Iterator[Problem]:
 def mask_options_have_masks(config: RunConfig) -> Iterator[Problem]:
     """Refuse options of masks that there are none of."""
     data = config.data
-    if data.mask_dir is not None and data.masks is not Masks.file:
-        yield Problem(
-            "data.mask_dir",
-            f"data.mask_dir is {data.mask_dir}, but data.masks is {data.masks.name}; set "
-            "data.masks=file or leave the folder out.",
-        )
+    groups = {"data": data} | {f"data.sources[{n}]": own for n, own in enumerate(data.sources)}
+    for group, record in groups.items():
+        if record.mask_dir is not None and data.masks is not Masks.file:
+            yield Problem(
+                f"{group}.mask_dir",
+                f"{group}.mask_dir is {record.mask_dir}, but data.masks is {data.masks.name}; set "
+                "data.masks=file or leave the folder out.",
+            )
     if data.mask_floor and data.masks is Masks.none:
         yield Problem(
             "data.mask_floor",

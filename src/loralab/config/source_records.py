@@ -34,6 +34,7 @@ class SourceRecord:
     augmentations: list[AugmentationKind] | None = option(
         None, "Random changes at each visit, in place of data.augmentations."
     )
+    mask_dir: str | None = option(None, "Folder of the mask files of these images.")
 
 
 @dataclass(kw_only=True)
@@ -44,6 +45,11 @@ class PriorRecord:
         None, "Folder of class images; an epoch shows as many of them as of training images."
     )
     weight: float = option(1.0, "Loss weight of a class image; training images have 1.", low=1e-6)
+    rotate: bool = option(
+        True,
+        "Let class images take turns where there are too many, or a few places are left; false "
+        "gives those places to the first images in every epoch.",
+    )
     layout: SourceLayout | None = option(
         None, "How the folder lists its images; null takes data.layout."
     )
@@ -91,6 +97,13 @@ def caption_options(source: SourceRecord, data: DataRecord) -> CaptionRecord:
 
 
 def _completed(source: SourceRecord, data: DataRecord) -> SourceRecord:
-    inherited = ("layout", "caption_column", "caption_extension", "class_text", "augmentations")
+    inherited = (
+        "layout",
+        "caption_column",
+        "caption_extension",
+        "class_text",
+        "augmentations",
+        "mask_dir",
+    )
     missing = [name for name in inherited if getattr(source, name) is None]
     return replace(source, **{name: getattr(data, name) for name in missing})

@@ -1,7 +1,8 @@
 """What the text encoder is told on one visit of an image.
 
 The stages and their order are those of sd-scripts (`library/train_util.py`,
-`BaseDataset.process_caption`). Where that loses text or leaves marks behind, we do not:
+`BaseDataset.process_caption`). Where that loses text or leaves marks behind, we do not, unless
+``tag_rule`` is ``sd_scripts``, which restores all but the last of these:
 
 - Marks (``keep_tags_separator``, ``secondary_separator``) never stay in the text. There they do
   when no option that handles tags is on.
@@ -52,6 +53,7 @@ class CaptionPipeline:
             count.
         keep_tags_separator: A mark; where it occurs, the tags before it are kept in place of
             ``keep_tags``, and so are those after a second one, at the end. "" is off.
+        tag_rule: ``clean``, or ``sd_scripts`` for the differences at the head of this file.
         removed_tags: Tags that are left out, unless they are kept.
         tag_warmup_steps: Optimizer steps S over which the tags come in: of n tags that are not
             kept, step s < S sees the first floor(s (n - m) / S) + m, with m = ``tag_warmup_min``.
@@ -71,6 +73,7 @@ class CaptionPipeline:
     shuffle_tags: bool = False
     keep_tags: int = 0
     keep_tags_separator: str = ""
+    tag_rule: str = "clean"
     removed_tags: frozenset[str] = field(default=frozenset(), repr=False)
     tag_warmup_steps: int = 0
     tag_warmup_min: int = 1
@@ -81,6 +84,7 @@ class CaptionPipeline:
     def __post_init__(self) -> None:
         """Check the options."""
         assert self.separator, "tags need a separator"
+        assert self.tag_rule in ("clean", "sd_scripts"), self.tag_rule
         assert self.keep_tags >= 0, self.keep_tags
         assert self.tag_warmup_steps >= 0, self.tag_warmup_steps
         assert self.tag_warmup_min >= 0, self.tag_warmup_min
@@ -107,10 +111,7 @@ class CaptionPipeline:
         visit = rng.random()
         if visit < self.caption_dropout or self._drops_epoch(epoch):
             return ""
-        line = caption[0] if caption else ""
-        if self.multi_line and len(caption) > 1:
-            line = random.Random(f"{visit}:line").choice(caption)
-        text = self._framed(line)
+        text = random.Random(f"{visit}:line").choice(self._framed(caption))
         if self.wildcards:
             text = expand_wildcards(text, random.Random(f"{visit}:wildcards").choice)
         varies = self.shuffle_tags or self.tag_dropout or self.tag_warmup_steps
@@ -123,7 +124,7 @@ class CaptionPipeline:
 
         That is prefix, first line and suffix; of every wildcard the first alternative.
         """
-        text = self._framed(caption[0] if caption else "")
+        text = self._framed(caption[:1])[0]
         if self.wildcards:
             text = expand_wildcards(text, lambda alternatives: alternatives[0])
         if self._has_marks(text):
@@ -144,25 +145,37 @@ class CaptionPipeline:
         every = self.caption_dropout_every_n_epochs
         return every is not None and (epoch + 1) % every == 0
 
-    def _framed(self, line: str) -> str:
-        return " ".join(part for part in (self.prefix, line, self.suffix) if part)
+    @property
+    def _is_clean(self) -> bool:
+        return self.tag_rule == "clean"
+
+    def _framed(self, caption: tuple[str, ...]) -> list[str]:
+        """Return the lines that visits may choose, with prefix and suffix."""
+        lines = self.used_lines(caption) or ("",)
+        whole = lines if self._is_clean else ("\n".join(lines),)
+        framed = (" ".join(filter(None, (self.prefix, text, self.suffix))) for text in whole)
+        return list(chain.from_iterable(text.split("\n") for text in framed))
 
     def _has_marks(self, text: str) -> bool:
+        """Say whether the text has marks that must not stay in it."""
         marks = (self.keep_tags_separator, self.secondary_separator)
-        return any(mark and mark in text for mark in marks)
+        return self._is_clean and any(mark and mark in text for mark in marks)
 
     def _split(self, text: str) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
         """Return the groups of tags that are kept in front, that vary, that are kept at the end."""
         parts = text.split(self.keep_tags_separator) if self.keep_tags_separator else [text]
-        front, *others = [self._groups(part) for part in parts]
+        front, *others = [self._groups(part, is_whole=len(parts) == 1) for part in parts]
         if not others:
             return front[: self.keep_tags], front[self.keep_tags :], []
         return front, others[0], list(chain.from_iterable(others[1:]))
 
-    def _groups(self, text: str) -> list[list[str]]:
+    def _groups(self, text: str, *, is_whole: bool) -> list[list[str]]:
         mark = self.secondary_separator or self.separator  # at the latter a tag is split already
-        groups = [split_tags(tag, mark) for tag in split_tags(text, self.separator)]
-        return [group for group in groups if group]
+        if self._is_clean:
+            groups = [split_tags(tag, mark) for tag in split_tags(text, self.separator)]
+            return [group for group in groups if group]
+        tags = [tag.strip() for tag in text.split(self.separator)]
+        return [tag.split(mark) for tag in tags if tag or is_whole]
 
     def _vary(self, text: str, rng: random.Random, step: int) -> str:
         front, groups, end = self._split(text)
@@ -171,7 +184,8 @@ class CaptionPipeline:
         order = list(range(len(groups)))
         if self.shuffle_tags:
             rng.shuffle(order)
-        groups = [[tag for tag in group if tag not in self.removed_tags] for group in groups]
+        removed = self.removed_tags
+        groups = [[tag for tag in group if tag.strip() not in removed] for group in groups]
         places = [place for place, group in enumerate(groups) if group]
         places = places[: self._warmed_up(len(places), step)]
         stay = {place for place in places if draws[place] >= self.tag_dropout}
@@ -181,9 +195,13 @@ class CaptionPipeline:
         start, steps = self.tag_warmup_min, self.tag_warmup_steps
         if step >= steps or count <= start:
             return count
+        if not self._is_clean:
+            return int(step * ((count - start) / steps)) + start
         return step * (count - start) // steps + start
 
     def _joined(self, groups: Iterable[list[str]]) -> str:
+        if not self._is_clean:
+            return ", ".join(self.separator.join(group) for group in groups)
         return f"{self.separator.rstrip()} ".join(chain.from_iterable(groups))
 
 

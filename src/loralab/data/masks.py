@@ -12,7 +12,14 @@ from torch import Tensor
 
 from loralab.data.augment import PLAIN, Variant
 from loralab.data.crop import CropPlan
-from loralab.data.images import area_means, content_digest, decode_alpha, decode_grey, read_bytes
+from loralab.data.images import (
+    area_means,
+    content_digest,
+    decode_alpha,
+    decode_grey,
+    read_bytes,
+    read_size,
+)
 from loralab.data.index import MASK_ENDING, ImageRecord
 from loralab.errors import DataError, Problem
 
@@ -65,23 +72,19 @@ class Masks:
         """Return a hash of the mask's file, or "" where the image's own hash covers it."""
         return "" if self.kind == "alpha" else content_digest(read_bytes(self.path(record)))
 
-    def problems(self, records: Iterable[ImageRecord]) -> list[Problem]:
-        """Return a problem for every image without a mask, and for every mask of several images."""
-        if self.kind == "alpha":
-            return []
-        problems, owners = [], defaultdict(set)
-        for record in records:
-            path = self.path(record)
-            owners[path].add(record.path)
-            if not path.is_file():
-                says = f"{record.path} has no mask {path}; paint one, or set data.masks=none."
-                problems.append(Problem(str(record.path), says))
-        for path, images in owners.items():
-            if len(images) > 1:
-                names = " and ".join(str(image) for image in sorted(images))
-                says = f"{path} would be the mask of {names}; give each image a name of its own."
-                problems.append(Problem(str(path), says))
-        return problems
+    def problem(self, record: ImageRecord) -> Problem | None:
+        """Return why the mask of an image cannot be used, or None; its pixels are not decoded."""
+        path = self.path(record)
+        if self.kind == "alpha":  # the image itself, which was read when the folder was scanned
+            return None
+        if not path.is_file():
+            says = f"{record.path} has no mask {path}; paint one, or set data.masks=none."
+            return Problem(str(record.path), says)
+        try:
+            self._check_shape(record, *read_size(read_bytes(path), path))
+        except DataError as error:
+            return error.problems[0]
+        return None
 
     def _decode(self, record: ImageRecord, plan: CropPlan, variant: Variant) -> Tensor:
         path = self.path(record)
@@ -91,13 +94,32 @@ class Masks:
             raise DataError(Problem(str(path), says))
         values = (decode_alpha if self.kind == "alpha" else decode_grey)(data, path)
         height, width = values.shape
+        self._check_shape(record, height, width)
+        cells = plan.bucket.height // self.factor, plan.bucket.width // self.factor
+        box = plan.box(height, width, variant)
+        means = torch.from_numpy(area_means(values[..., None], box, cells)[..., 0].copy())
+        return (means.flip(-1) if variant.flipped else means)[None]
+
+    def _check_shape(self, record: ImageRecord, height: int, width: int) -> None:
+        path = self.path(record)
         if abs(width * record.height / (height * record.width) - 1) > _SHAPE_TOLERANCE:
             says = (
                 f"{path} is {width} x {height}, but {record.path} is {record.width} x "
                 f"{record.height}; a mask must have the shape of its image."
             )
             raise DataError(Problem(str(path), says))
-        cells = plan.bucket.height // self.factor, plan.bucket.width // self.factor
-        box = plan.box(height, width, variant)
-        means = torch.from_numpy(area_means(values[..., None], box, cells)[..., 0].copy())
-        return (means.flip(-1) if variant.flipped else means)[None]
+
+
+def mask_problems(pairs: Iterable[tuple[Masks, ImageRecord]]) -> dict[Path, Problem]:
+    """Return what is wrong with masks, by the image that lacks a usable one of its own."""
+    problems, owners = {}, defaultdict(set)
+    for masks, record in pairs:
+        owners[masks.path(record)].add(record.path)
+        if (problem := masks.problem(record)) is not None:
+            problems[record.path] = problem
+    for path, images in owners.items():
+        if len(images) > 1:
+            names = " and ".join(str(image) for image in sorted(images))
+            says = f"{path} would be the mask of {names}; give each image a name of its own."
+            problems.update(dict.fromkeys(images, Problem(str(path), says)))
+    return problems

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from loralab.data.claims import Claims
 from loralab.data.dataset import CacheEntry, read_pixels
 from loralab.data.latent_cache import LatentCache
 from loralab.errors import DataError
@@ -30,6 +31,8 @@ def fill_cache(
 ) -> None:
     """Encode and keep what the cache lacks; what is kept survives whatever stops the rest.
 
+    Processes that fill one cache at once share the work, and none encodes what another does.
+
     Args:
         cache: The cache.
         entries: Everything that it must hold; entries of one key count once.
@@ -43,27 +46,63 @@ def fill_cache(
     """
     unique = {entry.key: entry for entry in entries}
     todo = [unique[key] for key in cache.missing(unique)]
-    done = 0
-    report(done, len(todo))
+    total = len(todo)
+    report(0, total)
     if not todo:
         return
-    codec = load_codec()
-    device = next(codec.parameters()).device
-    for decoded in _decoded(cut_batches(todo), num_workers, skips_bad):
-        batch = [entry for entry, pixels in decoded if pixels is not None]
-        pixels = [pixels for _, pixels in decoded if pixels is not None]
-        # Another process may have come first; what is there is not encoded again.
-        lacking = set(cache.missing(entry.key for entry in batch))
+    codec, done = load_codec(), 0
+    with Claims(cache.root) as claims:
+        while todo:
+            elsewhere: list[CacheEntry] = []
+            batches = _claimed(cut_batches(todo), cache, claims, elsewhere)
+            for decoded in _decoded(batches, num_workers, skips_bad):
+                _encode(decoded, cache, codec, skips_bad)
+                for entry, _ in decoded:
+                    claims.release(entry.key)
+                    done += 1
+                    report(done, total)
+            if elsewhere and not claims.wait(elsewhere[0].key):
+                claims = Claims(None)  # the other process is stuck: do it all
+            todo = elsewhere
+    if done < total:  # the rest was encoded elsewhere
+        report(total, total)
+
+
+def _claimed(
+    batches: Iterable[list[CacheEntry]],
+    cache: LatentCache,
+    claims: Claims,
+    elsewhere: list[CacheEntry],
+) -> Iterator[list[CacheEntry]]:
+    """Yield of each batch what is ours to do; what another process is at goes to ``elsewhere``."""
+    for batch in batches:
+        taken = {entry.key: claims.take(entry.key) for entry in batch}
+        elsewhere += [entry for entry in batch if not taken[entry.key]]
+        lacking = set(cache.missing(key for key, is_ours in taken.items() if is_ours))
+        for key, is_ours in taken.items():
+            if is_ours and key not in lacking:  # another process was quicker
+                claims.release(key)
         if lacking:
-            images = _padded(pixels, batch_size(batch[0])).to(device)
-            with torch.inference_mode():
-                moments = codec.moments(images).cpu()
-            for entry, own in zip(batch, moments[: len(batch)], strict=True):
-                if entry.key in lacking and (own.isfinite().all() or not skips_bad):
-                    cache.write(entry.key, own, source=entry.item.record.path)
-        for _ in decoded:
-            done += 1
-            report(done, len(todo))
+            yield [entry for entry in batch if entry.key in lacking]
+
+
+def _encode(
+    decoded: Sequence[tuple[CacheEntry, Tensor | None]],
+    cache: LatentCache,
+    codec: LatentCodec,
+    skips_bad: bool,
+) -> None:
+    """Encode a batch of one bucket, bad images left out, and keep the moments."""
+    batch = [entry for entry, pixels in decoded if pixels is not None]
+    pixels = [pixels for _, pixels in decoded if pixels is not None]
+    if not batch:
+        return
+    images = _padded(pixels, batch_size(batch[0])).to(next(codec.parameters()).device)
+    with torch.inference_mode():
+        moments = codec.moments(images).cpu()
+    for entry, own in zip(batch, moments[: len(batch)], strict=True):
+        if own.isfinite().all() or not skips_bad:
+            cache.write(entry.key, own, source=entry.item.record.path)
 
 
 def batch_size(entry: CacheEntry) -> int:
@@ -85,7 +124,7 @@ def cut_batches(entries: Sequence[CacheEntry]) -> list[list[CacheEntry]]:
 
 
 def _decoded(
-    batches: Sequence[list[CacheEntry]], num_workers: int, skips_bad: bool
+    batches: Iterator[list[CacheEntry]], num_workers: int, skips_bad: bool
 ) -> Iterator[list[tuple[CacheEntry, Tensor | None]]]:
     """Yield each batch with its pixels, None for a bad image, the next under way in threads."""
     read = partial(_pixels, skips_bad=skips_bad)
@@ -94,13 +133,13 @@ def _decoded(
             yield [(entry, read(entry)) for entry in batch]
         return
     with ThreadPoolExecutor(num_workers) as pool:  # Pillow lets other threads run
-        ahead = [pool.submit(read, entry) for entry in batches[0]]
+        started = ([(entry, pool.submit(read, entry)) for entry in batch] for batch in batches)
         try:
-            for number, batch in enumerate(batches, 1):
-                now, ahead = ahead, []
-                if number < len(batches):
-                    ahead = [pool.submit(read, entry) for entry in batches[number]]
-                yield [(entry, own.result()) for entry, own in zip(batch, now, strict=True)]
+            now = next(started, None)
+            while now is not None:
+                ahead = next(started, None)
+                yield [(entry, own.result()) for entry, own in now]
+                now = ahead
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
