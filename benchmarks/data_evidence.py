@@ -20,6 +20,7 @@ from runs import ROOT, train
 sys.path.insert(0, str(ROOT))
 from loralab.data.cache_folder import cache_files
 from loralab.data.moment_store import is_sound, unfinished_files
+from tests.effects.registry import registered_effects
 from tests.integration.test_defects import DEFECTS
 from tests.tiny import make_images
 
@@ -230,3 +231,49 @@ def speed(output: Path) -> Iterator[str]:
         text=True,
     )
     yield done.stdout.strip().removeprefix("## Images").strip()
+
+
+SETTINGS = {  # of sd-scripts and its wrappers -> ours
+    "img_folder": ["data.image_dir", "data.layout", "data.sources"],
+    "caption_dropout_rate": ["data.captions.caption_dropout"],
+    "caption_dropout_every_n_epochs": ["data.captions.caption_dropout_every_n_epochs"],
+    "caption_tag_dropout_rate": ["data.captions.tag_dropout"],
+    "num_workers": ["data.num_workers", "data.prefetch_factor"],
+    "persistent_workers": ["data.persistent_workers"],
+    "shuffle_captions": ["data.captions.shuffle_tags", "data.shuffle_data"],
+    "keep_tokens": [
+        "data.captions.keep_tags",
+        "data.captions.tag_top_k",
+        "data.captions.tag_min_count",
+    ],
+    "tag_occurrence_txt_file": ["data.captions.tag_occurrence_file", "data.captions.tag_balance"],
+    "sort_tag_occurrence_alphabetically": ["data.captions.tag_occurrence_order"],
+    "train_resolution": ["data.resolution"],
+    "min_bucket_resolution": ["data.buckets.min_side"],
+    "max_bucket_resolution": ["data.buckets.max_side", "data.image_filter.max_side"],
+    "reg_img_folder": ["data.prior.image_dir", "data.prior.rotate"],
+    "test_seed": ["seed", "validation.seed"],
+    "prior_loss_weight": ["data.prior.weight"],
+    "caption_extension": ["data.caption_extension"],
+    "buckets": ["data.buckets.enabled", "data.buckets.sizes", "data.buckets.match"],
+    "cache_latents": [
+        "data.latent_cache.enabled",
+        "data.latent_cache.posterior",
+        "data.latent_cache.storage",
+    ],
+    "color_aug, flip_aug, random_crop": ["data.augmentations", "data.flip_probability"],
+    "bucket_reso_steps": ["data.buckets.step"],
+    "bucket_no_upscale": ["data.buckets.no_upscale"],
+}
+
+
+def settings(output: Path) -> Iterator[str]:
+    """Which tests change one setting alone and assert what it must cause."""
+    tests = registered_effects(ROOT / "tests" / "effects")
+    chosen = {test for keys in SETTINGS.values() for key in keys for test in tests[key]}
+    yield f"{len(chosen)} tests in `tests/effects`; a key without one fails the test suite.\n"
+    yield "| sd-scripts | here | tests |\n|---|---|---|"
+    for name, keys in SETTINGS.items():
+        for key in keys:
+            found = ", ".join(test.partition("::test_")[2].replace("_", " ") for test in tests[key])
+            yield f"| {name} | `{key}` | {found} |"

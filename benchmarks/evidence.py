@@ -174,6 +174,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Path], Iterator[str]]]] = {
     "filling": ("The latent cache, killed and shared", data_evidence.filling),
     "bad_images": ("Unusable images", data_evidence.bad_images),
     "data": ("What images cost", data_evidence.speed),
+    "data_settings": ("Settings of images and captions", data_evidence.settings),
     "clone": ("A fresh clone", clone),
     "families": ("Model families", family_evidence.families),
     "full_size": ("A model of full size", family_evidence.full_size),

@@ -262,7 +262,8 @@ def test_an_image_without_a_usable_mask_stops_the_run_or_is_left_out(
 ) -> None:
     files = make_images(tmp_path, count=4)
     for file in files[:3]:
-        size = Image.open(file).size if file != files[1] else (8, 80)
+        with Image.open(file) as image:
+            size = image.size if file != files[1] else (8, 80)
         Image.new("L", size, 255).save(file.with_suffix(".mask.png"))
     own = [f"data.image_dir={tmp_path}", "data.masks=file"]
     with pytest.raises(ConfigError) as caught:

@@ -33,14 +33,16 @@ def animate(path: Path) -> None:
 
 def save_as(extension: str) -> Callable[[Path], None]:
     def convert(path: Path) -> None:
-        Image.open(path).save(path.with_suffix(extension))
+        with Image.open(path) as image:
+            image.save(path.with_suffix(extension))
         path.unlink()
 
     return convert
 
 
 def cut_jpeg(path: Path) -> None:
-    Image.open(path).resize((256, 256)).save(path.with_suffix(".jpg"))
+    with Image.open(path) as image:
+        image.resize((256, 256)).save(path.with_suffix(".jpg"))
     path.unlink()
     cut(path.with_suffix(".jpg"))
 
@@ -137,7 +139,8 @@ def test_image_that_is_lost_during_the_run_is_replaced_and_counted(
     folder = tmp_path / "images"
     files = make_images(folder, count=NUM_SOUND)
     bad = files[0].with_suffix(".webp")
-    Image.open(files[0]).save(bad, lossless=True)
+    with Image.open(files[0]) as image:
+        image.save(bad, lossless=True)
     files[0].unlink()
     data = bad.read_bytes()
     bad.write_bytes(data[:30] + bytes(len(data) - 30))

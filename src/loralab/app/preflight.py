@@ -92,6 +92,8 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
         sources = with_masks(config, sources, facts)
     bad_images = sources.problems if sources is not None else ()
     problems += bad_images
+    if sources is not None and bad_images and not any(s.records for s in sources.training):
+        raise ConfigError(*problems)  # no image is left that could be checked on
     captions = None
     if facts is not None and sources is not None:
         captions = collect(fit_captions, config, sources, spec, facts)
