@@ -19,6 +19,8 @@ from loralab.adapters.inject import inject
 from loralab.adapters.layers import adapter_layers
 from loralab.adapters.spec import AdapterSpec
 from loralab.app import tools
+from loralab.app.base_tools import merge_into_base
+from loralab.app.target import Target
 from loralab.cli.main import app
 from loralab.errors import UserError
 from tests.adapters.adapted import SD_SCRIPTS_TEXT_ENCODER, randomize
@@ -228,7 +230,7 @@ def test_a_broken_file_is_answered_with_one_sentence(
     broken = tmp_path / name
     damage(file, broken)
     with pytest.raises(UserError, match=said) as caught:
-        tools.convert(broken, tmp_path / "out.safetensors", to="diffusers", precision=None)
+        tools.convert(broken, Target.of(tmp_path / "out.safetensors", to="diffusers"))
     assert len(caught.value.problems) == 1
     assert str(broken) in str(caught.value)
     assert not (tmp_path / "out.safetensors").exists()
@@ -254,4 +256,34 @@ def test_an_adapter_of_another_model_is_not_merged(
     other = tmp_path / "other.safetensors"
     save_file(tensors, other)
     with pytest.raises(UserError, match="does not have" if problem == "family" else "do not fit"):
-        tools.merge_into_base(base, [other], [1.0], tmp_path / "merged")
+        merge_into_base(base, [other], [1.0], tmp_path / "merged", overwrite=False)
+    assert not list(tmp_path.glob("*merged*")), "nothing half written stays"
+
+
+@pytest.mark.parametrize("command", ["convert", "resize", "merge", "extract", "merge --base"])
+def test_nothing_that_is_there_is_replaced_unasked(
+    base: Path, file: Path, tmp_path: Path, command: str
+) -> None:
+    out = tmp_path / ("there" if "base" in command else "there.safetensors")
+    (out.mkdir if "base" in command else out.touch)()
+    arguments = {
+        "convert": (file, out, "--to", "kohya"),
+        "resize": (file, out, "--rank", 2),
+        "merge": (file, "--out", out),
+        "merge --base": (file, "--base", base, "--out", out),
+        "extract": (base, base, out),
+    }[command]
+    with pytest.raises(UserError, match="is there already; choose another name"):
+        loralab(command.split()[0], *arguments)
+    if command == "resize":
+        loralab(command, *arguments, "--overwrite", "--json")
+        assert {row["rank"] for row in tools.inspect(out)["modules"]} == {2}
+
+
+def test_a_half_precision_file_stays_one_and_says_its_new_rank(file: Path, tmp_path: Path) -> None:
+    half, small = tmp_path / "half.safetensors", tmp_path / "small.safetensors"
+    loralab("convert", file, half, "--to", "kohya", "--precision", "fp16", "--json")
+    loralab("resize", half, small, "--rank", 2, "--json")
+    found = tools.inspect(small)
+    assert {(row["dtype"], row["rank"]) for row in found["modules"]} == {("float16", 2)}
+    assert found["metadata"]["ss_network_dim"] == found["metadata"]["ss_network_alpha"] == "2"

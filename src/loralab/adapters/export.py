@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -100,8 +101,9 @@ def write_weights(
     else:
         tensors, added = pack_diffusers(adapter)
         metadata = {**metadata, **added}
-    lazy = {key: LazyTensor.of(tensor) for key, tensor in _cast(tensors, dtype).items()}
-    container.write(path, lazy, metadata, with_hashes=layout == "kohya")
+    cast = _cast(tensors, dtype)
+    _refuse_overflow(cast, dtype)
+    container.write(path, cast, metadata, with_hashes=layout == "kohya")
 
 
 def parse_adapter(
@@ -201,20 +203,27 @@ def _kind_limits(parts: Mapping[str, nn.Module], layout: str) -> Iterator[str]:
         yield "diffusers drops what is beyond plain LoRA in kohya files; use the diffusers layout."
 
 
-def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Copy to the CPU in the file's dtype; refuse what is not finite there."""
-    cast = {
-        key: tensor.detach().to("cpu", dtype, copy=True).contiguous()
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, LazyTensor]:
+    """Return the tensors in the file's dtype on the CPU, each made when it is written."""
+
+    def load(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", dtype).contiguous()
+
+    return {
+        key: LazyTensor(tuple(tensor.shape), dtype, partial(load, tensor))
         for key, tensor in tensors.items()
     }
+
+
+def _refuse_overflow(tensors: Mapping[str, LazyTensor], dtype: torch.dtype) -> None:
+    """Refuse values that are not finite in the file's dtype."""
     problems = [
         Problem(key, f"{key} is not finite in {dtype_name(dtype)}; nothing was written.")
-        for key, tensor in cast.items()
-        if not bool(tensor.isfinite().all())
+        for key, tensor in tensors.items()
+        if not bool(tensor.load().isfinite().all())
     ]
     if problems:
         raise AdapterError(*problems)
-    return cast
 
 
 def _factor_difference(stored: ModuleWeights, live: ModuleWeights) -> float:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 MINIMUM = ("ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim",
            "ss_network_alpha", "ss_network_args")  # fmt: skip
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "lightning")
-_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-_ARCHITECTURES = {
+VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+ARCHITECTURES = {
     "sd1": "stable-diffusion-v1/lora",
     "sd2": "stable-diffusion-v2-512/lora",
     "sdxl": "stable-diffusion-xl-v1-base/lora",
@@ -172,7 +172,7 @@ def _network(facts: Facts) -> dict[str, Any]:
 def _model(facts: Facts) -> dict[str, Any]:
     model = facts.config.model
     path = Path(model.path)
-    name = _VERSIONS[facts.family] + ("_v" if facts.is_v and facts.family != "sdxl" else "")
+    name = VERSIONS[facts.family] + ("_v" if facts.is_v and facts.family != "sdxl" else "")
     return {
         "ss_v2": facts.family == "sd2",
         "ss_base_model_version": name,
@@ -219,7 +219,7 @@ def _objective(facts: Facts) -> dict[str, Any]:
 
 def _modelspec(facts: Facts) -> Mapping[str, Any]:
     config, family = facts.config, facts.family
-    architecture = _ARCHITECTURES[family]
+    architecture = ARCHITECTURES[family]
     if family == "sd2" and facts.is_v:
         architecture = "stable-diffusion-v2-768-v/lora"
     fields = {

@@ -7,25 +7,38 @@ from typing import Annotated
 
 import typer
 
+from loralab.cli.options import (
+    EnergyOption,
+    JsonOption,
+    OutArgument,
+    OverwriteOption,
+    PrecisionOption,
+    To,
+    ToOption,
+)
+
 CONV_HELP = "Of convolutions beyond 1x1; as --rank without it."
 
 
 def extract(
-    base: Annotated[Path, typer.Argument(help="Folder or file of the base.")],
-    tuned: Annotated[Path, typer.Argument(help="Folder or file of the tuned model.")],
-    out: Annotated[Path, typer.Argument(help="Adapter file to write.")],
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="Folder or file of the base.")],
+    tuned: Annotated[Path, typer.Argument(metavar="TUNED", help="The same, tuned.")],
+    out: OutArgument,
     rank: Annotated[int | None, typer.Option(min=1, help="Largest rank; full without it.")] = None,
     conv_rank: Annotated[int | None, typer.Option(min=1, help=CONV_HELP)] = None,
-    energy: Annotated[float | None, typer.Option(min=0, max=1, help="Share to keep.")] = None,
-    to: Annotated[str, typer.Option(help="kohya, lycoris or diffusers.")] = "kohya",
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    energy: EnergyOption = None,
+    to: ToOption = To.kohya,
+    precision: PrecisionOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Factorize the difference of two models, layer by layer, by SVD."""
-    from loralab.app import tool_output, tools
+    from loralab.app import base_tools, tool_output
+    from loralab.app.target import Target
 
-    count, least = tools.extract(
-        base, tuned, out, rank=rank, conv_rank=conv_rank, energy=energy, to=to, precision=precision
+    target = Target.of(out, to=to, precision=precision, overwrite=overwrite)
+    count, least = base_tools.extract(
+        base, tuned, target, rank=rank, conv_rank=conv_rank, energy=energy
     )
     text = f"{out}: {count} modules, at least {least:.1%} of each update's energy."
     tool_output.show_outcome(text, as_json=as_json, modules=count, least_energy=least)

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
+from loralab.cli.options import AdapterArgument, JsonOption
 
 
-def inspect(
-    file: Annotated[Path, typer.Argument(help="An adapter file, or a PEFT folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def inspect(file: AdapterArgument, as_json: JsonOption = False) -> None:
     """Print the modules of an adapter file, their ranks and norms, and its metadata."""
     from loralab.app import tool_output, tools
 
