@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from loralab.adapters import container
@@ -28,7 +29,7 @@ from loralab.adapters.layouts import (
 from loralab.adapters.names import SD1_PREFIXES, ModuleName
 from loralab.adapters.reader import read_modules
 from loralab.adapters.state import product_square
-from loralab.adapters.weights import ModuleWeights
+from loralab.adapters.weights import DORA, ModuleWeights
 from loralab.errors import AdapterError, Collector, Problem
 
 # Largest relative difference of a module's update that the file's dtype explains: rounding of
@@ -140,16 +141,9 @@ def verify_file(path: Path, parts: Mapping[str, nn.Module]) -> float:
             where = "the file" if name in layers else "the live adapter"
             problems.append(f"{part}.{name} is missing from {where}")
         for name in sorted(layers.keys() & found.keys()):
-            live = layer_weights(layers[name])
-            if live.is_plain and found[name].is_plain:
-                difference = _factor_difference(found[name], live)
-            else:
-                weight = base_weight(layers[name])
-                expected = live_delta(layers[name])
-                delta = found[name].delta(weight.float()).to(expected.device)
-                difference = _ratio(delta - expected, expected, weight)
+            difference = _difference(found[name], layers[name])
             largest = max(largest, difference)
-            dtype = next(iter(found[name].tensors.values())).dtype
+            dtype = _dtype_of(found[name])
             allowed = TOLERANCES.get(dtype, 0.0)
             if not difference <= allowed:
                 problems.append(
@@ -226,6 +220,34 @@ def _refuse_overflow(tensors: Mapping[str, LazyTensor], dtype: torch.dtype) -> N
         raise AdapterError(*problems)
 
 
+def _difference(stored: ModuleWeights, layer: BaseTunerLayer) -> float:
+    """Return ||file - live|| / ||live|| of one module's update."""
+    live = layer_weights(layer)
+    if live.is_plain and stored.is_plain:
+        return _factor_difference(stored, live)
+    weight = base_weight(layer)
+    expected = live_delta(layer)
+    delta = stored.delta(weight.float()).to(expected.device)
+    rounding = 1e-6
+    if DORA not in live.tensors:
+        return _ratio(delta - expected, expected, rounding * weight)
+    # Rounded magnitudes move the whole weight, which may be more than a young update.
+    rounding = max(rounding, torch.finfo(_dtype_of(stored)).eps / 2)
+    return max(
+        _factor_difference(_without_magnitude(stored), _without_magnitude(live)),
+        _ratio(delta - expected, expected, rounding * weight),
+    )
+
+
+def _without_magnitude(weights: ModuleWeights) -> ModuleWeights:
+    tensors = {name: tensor for name, tensor in weights.tensors.items() if name != DORA}
+    return ModuleWeights(tensors, weights.alpha)
+
+
+def _dtype_of(weights: ModuleWeights) -> torch.dtype:
+    return next(iter(weights.tensors.values())).dtype
+
+
 def _factor_difference(stored: ModuleWeights, live: ModuleWeights) -> float:
     """Return ||stored - live|| / ||live|| of two plain LoRAs.
 
@@ -245,10 +267,10 @@ def _factor_difference(stored: ModuleWeights, live: ModuleWeights) -> float:
     return difference / size if size else (math.inf if difference else 0.0)
 
 
-def _ratio(difference: Tensor, expected: Tensor, weight: Tensor) -> float:
+def _ratio(difference: Tensor, expected: Tensor, rounding: Tensor) -> float:
     """Return ||difference|| / ||expected||, less the rounding of sums with the base's weight."""
-    rounding = 1e-6 * float(weight.double().norm())
-    size, error = float(expected.double().norm()), float(difference.double().norm()) - rounding
+    allowed = float(rounding.double().norm())
+    size, error = float(expected.double().norm()), float(difference.double().norm()) - allowed
     return 0.0 if error <= 0 else error / size if size else math.inf
 
 

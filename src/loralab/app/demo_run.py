@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from loralab.app.folders import CONFIG_FILE
-from loralab.config.parse import parse_config
+from loralab.app.stored_run import stored_config
 from loralab.config.records import RunConfig
 from loralab.config.rules import beside_the_demo
 from loralab.errors import Problem, UserError
@@ -21,16 +16,7 @@ def read_run(folder: Path) -> tuple[RunConfig, Path]:
     Raises:
         UserError: It is no such run, or has no adapter yet.
     """
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise UserError(Problem("RUN", _no_run(folder)))
-    try:
-        plain = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(plain, dict)
-    except (OSError, YAMLError, OmegaConfBaseException, AssertionError) as error:
-        text = f"{path} cannot be read as YAML; give another run folder."
-        raise UserError(Problem("RUN", text)) from error
-    config = parse_config({str(key): value for key, value in plain.items()})
+    config = stored_config(folder)
     problems = [
         Problem(
             key,
@@ -50,11 +36,3 @@ def read_run(folder: Path) -> tuple[RunConfig, Path]:
     if problems:
         raise UserError(*problems)
     return config, present[0]
-
-
-def _no_run(folder: Path) -> str:
-    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
-    if runs:
-        return f"{folder} holds {len(runs)} run folders; give one of them, such as {runs[-1]}."
-    reason = f"has no {CONFIG_FILE}" if folder.is_dir() else "does not exist"
-    return f"{folder} {reason}; give a run folder such as outputs/demo/RUN_ID."

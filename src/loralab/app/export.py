@@ -90,7 +90,7 @@ class AdapterWriter:
             return []
         path = self._free(self.folder / "adapters" / (self._name + ending))
         facts = Facts(
-            self.config, self.survey, self.account, self.folder,
+            self.config, self.survey, self.account.receipts, self.folder,
             self.module.objective.schedule.prediction_type, path.name, step,
         )  # fmt: skip
         files = []
@@ -106,7 +106,7 @@ class AdapterWriter:
             )
             verify_file(file, self.module.adapted)
             files.append(file)
-        write_card(path, files, facts, self._figures())
+        write_card(path, files, facts, self.survey, self._figures())
         self._drop_oldest(ending)
         return files
 

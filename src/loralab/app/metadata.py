@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from loralab.app.folders import read_state
 from loralab.config.choices import MetadataAmount
 from loralab.config.parse import to_yaml
 from loralab.config.records import RunConfig
-from loralab.data.account import Account
+from loralab.data.account import OrderReceipt
 
 if TYPE_CHECKING:
     from loralab.app.preflight import Survey
@@ -44,6 +44,8 @@ class Facts:
     """What of a run is not in its configuration.
 
     Attributes:
+        survey: None when the images are not looked at; what depends on them is left out then.
+        receipts: Of the order in which images were handed out, one an epoch.
         prediction_type: As diffusers spells it.
         title: Name of the file without its suffix.
         step: Optimizer steps done.
@@ -51,20 +53,26 @@ class Facts:
     """
 
     config: RunConfig
-    survey: Survey
-    account: Account
+    survey: Survey | None
+    receipts: Sequence[OrderReceipt]
     folder: Path
     prediction_type: str
     title: str
     step: int
 
     @property
-    def epoch(self) -> int:
-        return -(-self.step // self.survey.steps_per_epoch)
+    def epoch(self) -> int | None:
+        return None if self.survey is None else -(-self.step // self.survey.steps_per_epoch)
 
     @property
     def family(self) -> str:
-        return self.survey.family.name
+        return self.config.model.family.name
+
+    @property
+    def data_digest(self) -> str:
+        if self.survey is not None:
+            return self.survey.data_digest
+        return str(read_state(self.folder).get("data_digest", ""))
 
     @property
     def is_v(self) -> bool:
@@ -85,12 +93,9 @@ def file_metadata(facts: Facts) -> dict[str, str]:
     modelspec = {f"modelspec.{key}": str(value) for key, value in _modelspec(facts).items()}
     if amount is MetadataAmount.minimal:
         return {key: str(value) for key, value in fields.items() if key in MINIMUM} | modelspec
-    fields |= {
-        **_run(facts),
-        **_optimization(facts),
-        **_objective(facts),
-        **data_fields(facts.config, facts.survey),
-    }
+    fields |= {**_run(facts), **_objective(facts)}
+    if facts.survey is not None:
+        fields |= {**_optimization(facts, facts.survey), **data_fields(facts.config, facts.survey)}
     return {key: str(value) for key, value in fields.items()} | modelspec | _recipe(facts)
 
 
@@ -108,13 +113,13 @@ def _run(facts: Facts) -> dict[str, Any]:
         "ss_training_comment": facts.config.export.comment,
         "ss_sd_scripts_commit_hash": "(unknown)",
         "ss_seed": facts.config.seed,
-        "ss_epoch": facts.epoch,
         "ss_steps": facts.step,
+        **({} if facts.epoch is None else {"ss_epoch": facts.epoch}),
     }
 
 
-def _optimization(facts: Facts) -> dict[str, Any]:
-    config, trainer, parts = facts.config, facts.config.trainer, facts.survey.parts
+def _optimization(facts: Facts, survey: Survey) -> dict[str, Any]:
+    config, trainer, parts = facts.config, facts.config.trainer, survey.parts
     rates = {name: plan.learning_rate for name, plan in parts.items()}
     target = str(config.optimizer.get("_target_", ""))
     arguments = ",".join(
@@ -127,9 +132,9 @@ def _optimization(facts: Facts) -> dict[str, Any]:
         "ss_text_encoder_lr": rates.get("text_encoder"),
         "ss_optimizer": f"{target}({arguments})",
         "ss_lr_scheduler": config.scheduler.kind.name,
-        "ss_lr_warmup_steps": facts.survey.warmup_steps,
-        "ss_max_train_steps": facts.survey.total_steps,
-        "ss_num_epochs": -(-facts.survey.total_steps // facts.survey.steps_per_epoch),
+        "ss_lr_warmup_steps": survey.warmup_steps,
+        "ss_max_train_steps": survey.total_steps,
+        "ss_num_epochs": -(-survey.total_steps // survey.steps_per_epoch),
         "ss_gradient_checkpointing": config.model.gradient_checkpointing,
         "ss_gradient_accumulation_steps": trainer.get("accumulate_grad_batches", 1),
         "ss_max_grad_norm": trainer.get("gradient_clip_val"),
@@ -246,7 +251,7 @@ def _recipe(facts: Facts) -> dict[str, str]:
     return {
         "loralab.version": __version__,
         "loralab.versions": json.dumps(versions | {"python": platform.python_version()}),
-        "loralab.data_digest": facts.survey.data_digest,
-        "loralab.order_receipts": json.dumps([vars(r) for r in facts.account.receipts]),
+        "loralab.data_digest": facts.data_digest,
+        "loralab.order_receipts": json.dumps([vars(r) for r in facts.receipts]),
         "loralab.config": to_yaml(facts.config),
     }

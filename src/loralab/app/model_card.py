@@ -6,15 +6,22 @@ import json
 from collections.abc import Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loralab.app.folders import write_text
 from loralab.app.metadata import Facts, session_id
 from loralab.config.parse import to_plain
 
+if TYPE_CHECKING:
+    from loralab.app.preflight import Survey
+
 
 def write_card(
-    path: Path, files: Sequence[Path], facts: Facts, figures: Mapping[str, float]
+    path: Path,
+    files: Sequence[Path],
+    facts: Facts,
+    survey: Survey,
+    figures: Mapping[str, float],
 ) -> None:
     """Write ``NAME.json`` and ``NAME.md``.
 
@@ -22,9 +29,10 @@ def write_card(
         path: The name of the files, without any suffix.
         files: The adapter files that the card is about.
         facts: The run.
+        survey: Its images and layers.
         figures: Its latest figures, such as ``val/loss``.
     """
-    card = _card(files, facts, figures)
+    card = _card(files, facts, survey, figures)
     write_text(Path(f"{path}.json"), json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     write_text(Path(f"{path}.md"), _markdown(card))
 
@@ -37,8 +45,10 @@ def written_by(path: Path) -> str | None:
         return None
 
 
-def _card(files: Sequence[Path], facts: Facts, figures: Mapping[str, float]) -> dict[str, Any]:
-    config, survey = facts.config, facts.survey
+def _card(
+    files: Sequence[Path], facts: Facts, survey: Survey, figures: Mapping[str, float]
+) -> dict[str, Any]:
+    config = facts.config
     captions = {i.record.path: i.record.captions for i in survey.items if not i.source.is_prior}
     return {
         "title": facts.title,

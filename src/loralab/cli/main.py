@@ -11,6 +11,7 @@ from loralab.app.exits import exit_codes
 from loralab.cli import cache
 from loralab.cli.convert import convert
 from loralab.cli.evaluate_demo import evaluate_demo
+from loralab.cli.export import export
 from loralab.cli.extract import extract
 from loralab.cli.inspect import inspect
 from loralab.cli.lr_find import lr_find
@@ -27,7 +28,7 @@ app = typer.Typer(
 )
 app.command("evaluate-demo")(evaluate_demo)
 app.command("lr-find")(lr_find)
-for command in (inspect, convert, merge, extract, resize, replay):
+for command in (export, inspect, convert, merge, extract, resize, replay):
     app.command()(command)
 app.add_typer(cache.app, name="cache")
 
