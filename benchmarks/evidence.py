@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import data_evidence
+import adapter_evidence
 import demo_evidence
 import family_evidence
 import optimizer_evidence
@@ -180,6 +181,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Path], Iterator[str]]]] = {
     "full_size": ("A model of full size", family_evidence.full_size),
     "checkpoints": ("Broken models", family_evidence.checkpoints),
     "export": ("The exported file", export),
+    "reloading": ("Adapter files in other programs", adapter_evidence.reloading),
     "resume": ("Stopped and continued", resume),
     "sweep": ("A sweep", sweep),
     "replay": ("Recorded and replayed", objective_evidence.replay),

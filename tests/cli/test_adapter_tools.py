@@ -200,7 +200,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path, Path], None], str]] = {
     "truncated": ("a.safetensors", _truncated, "cannot be read as a safetensors file"),
     "garbage": ("a.safetensors", _garbage, "cannot be read as a safetensors file"),
     "empty": ("a.safetensors", lambda f, o: o.write_bytes(b"") and None, "cannot be read"),
-    "missing": ("a.safetensors", lambda f, o: None, "cannot be read"),
+    "missing": ("a.safetensors", lambda f, o: None, "does not exist"),
     "no tensors": ("a.safetensors", _changed(dict.clear), "holds no adapter"),
     "NaN": ("a.safetensors", _changed(lambda t: t[DOWN].fill_(float("nan"))), "not finite in"),
     "half a module": ("a.safetensors", _changed(lambda t: t.pop(UP)), "lacks the up factor of"),

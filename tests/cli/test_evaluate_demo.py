@@ -133,7 +133,7 @@ def test_a_run_without_its_adapter_is_refused(demo_run: Path, tmp_path: Path) ->
     shutil.rmtree(folder / "adapters")
     [sentence] = refusal(folder)
     assert sentence == (
-        f"{folder / 'adapters' / 'demo.safetensors'} is missing; finish the run first, with "
+        f"{folder / 'adapters'} holds no adapter of the run's end; finish the run first, with "
         "run_id=two resume=auto."
     )
 

@@ -79,6 +79,9 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         AdapterError: The file is missing, truncated, of another kind, or holds code.
     """
     path = Path(path)
+    if not path.is_file():
+        reason = "is a folder" if path.is_dir() else "does not exist"
+        raise AdapterError(Problem(str(path), f"{path} {reason}; give a file of tensors."))
     if path.suffix in PICKLES:
         tensors = _unpickle(path)
         yield TensorFile(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +12,10 @@ import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from loralab.adapters.export import parse_adapter
 from loralab.adapters.inject import adapter_disabled
-from loralab.adapters.layers import adaptable_modules
+from loralab.adapters.merged import merged
 from loralab.app.demo_run import read_run
 from loralab.app.folders import storage_problem, write_text
 from loralab.app.objective import build_schedule, sampling_config
@@ -72,7 +70,7 @@ def evaluate_run(folder: Path, *, rounds: int) -> None:
         family,
         config,
         as_base=nullcontext,
-        as_lora=partial(_merged, adapter, family),
+        as_lora=partial(merged, parse_adapter(adapter, family.parts), family.parts),
         rounds=rounds,
         cache=_outputs(folder, config),
     )
@@ -93,26 +91,6 @@ def _evaluate(family: ModelFamily, config: RunConfig, *, cache: Path, **options:
         )
     except OSError as error:
         raise UserError(storage_problem(folder, error)) from error
-
-
-@contextmanager
-def _merged(path: Path, family: ModelFamily) -> Iterator[None]:
-    """Add a file's updates to the base's weights inside the block; then put the weights back."""
-    adapters = parse_adapter(path, family.parts)
-    originals: list[tuple[Tensor, Tensor]] = []
-    with torch.no_grad():
-        try:
-            for part, layers in adapters.items():
-                bases = dict(adaptable_modules(family.parts[part]))
-                for name, adapter in layers.items():
-                    weight = bases[name].weight
-                    assert isinstance(weight, Tensor)
-                    originals.append((weight, weight.clone()))
-                    weight += adapter.delta(weight)
-            yield
-        finally:
-            for weight, original in originals:
-                weight.copy_(original)
 
 
 def _outputs(folder: Path, config: RunConfig) -> Path:

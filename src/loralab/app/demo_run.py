@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loralab.app.stored_run import stored_config
+from loralab.app.stored_run import adapter_files, stored_config
 from loralab.config.records import RunConfig
 from loralab.config.rules import beside_the_demo
 from loralab.errors import Problem, UserError
@@ -25,13 +25,10 @@ def read_run(folder: Path) -> tuple[RunConfig, Path]:
         )
         for key, value in beside_the_demo(config)
     ]
-    from loralab.app.export import adapter_path  # torch loads here
-
-    candidates = [adapter_path(config, folder, layout) for layout in config.export.layouts]
-    present = [path for path in candidates if path.is_file()]
+    present = adapter_files(config, folder)
     if not present:
-        place = candidates[0] if candidates else folder / "adapters"
-        text = f"{place} is missing; finish the run first, with run_id={folder.name} resume=auto."
+        advice = f"finish the run first, with run_id={folder.name} resume=auto"
+        text = f"{folder / 'adapters'} holds no adapter of the run's end; {advice}."
         problems.append(Problem("RUN", text))
     if problems:
         raise UserError(*problems)

@@ -18,6 +18,7 @@ from loralab.cli.lr_find import lr_find
 from loralab.cli.merge import merge
 from loralab.cli.replay import replay
 from loralab.cli.resize import resize
+from loralab.cli.sample import sample
 
 app = typer.Typer(
     help="Tools around LoRA training. Training itself is `python train.py`.",
@@ -28,7 +29,7 @@ app = typer.Typer(
 )
 app.command("evaluate-demo")(evaluate_demo)
 app.command("lr-find")(lr_find)
-for command in (export, inspect, convert, merge, extract, resize, replay):
+for command in (export, sample, inspect, convert, merge, extract, resize, replay):
     app.command()(command)
 app.add_typer(cache.app, name="cache")
 

@@ -15,7 +15,11 @@ MARGIN, HEADING, LABEL = 12, 30, 24
 
 
 def save_sheet(
-    path: Path, columns: Mapping[str, Sequence[Tensor]], *, labels: Sequence[str] = ()
+    path: Path,
+    columns: Mapping[str, Sequence[Tensor]],
+    *,
+    labels: Sequence[str] = (),
+    cell: int = CELL,
 ) -> None:
     """Save columns of pictures under their headings; a label stands below each row.
 
@@ -23,28 +27,29 @@ def save_sheet(
         path: PNG to write; replaced as a whole.
         columns: Heading -> pictures (3, H, W) in [0, 1]; columns may differ in length.
         labels: One text per row.
+        cell: Side of a picture's place, in px.
     """
     fitted = {
-        heading: [_fit(to_image(picture)) for picture in pictures]
+        heading: [_fit(to_image(picture), cell) for picture in pictures]
         for heading, pictures in columns.items()
     }
     rows = max(len(images) for images in fitted.values())
-    size = (len(fitted) * (CELL + MARGIN) + MARGIN, HEADING + rows * (CELL + LABEL))
+    size = (len(fitted) * (cell + MARGIN) + MARGIN, HEADING + rows * (cell + LABEL))
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     for column, (heading, images) in enumerate(fitted.items()):
-        left = MARGIN + column * (CELL + MARGIN)
+        left = MARGIN + column * (cell + MARGIN)
         draw.text((left, 8), heading, fill="black", font=font)
         for row, image in enumerate(images):
             sheet.paste(
                 image,
                 (
-                    left + (CELL - image.width) // 2,
-                    HEADING + row * (CELL + LABEL) + (CELL - image.height) // 2,
+                    left + (cell - image.width) // 2,
+                    HEADING + row * (cell + LABEL) + (cell - image.height) // 2,
                 ),
             )
     for row, label in enumerate(labels):
-        top = HEADING + row * (CELL + LABEL) + CELL + 3
+        top = HEADING + row * (cell + LABEL) + cell + 3
         draw.text((MARGIN, top), label, fill="dimgray", font=font)
     with replacing(path) as part:
         sheet.save(part, format="PNG")
@@ -56,11 +61,11 @@ def to_image(picture: Tensor) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _fit(image: Image.Image) -> Image.Image:
+def _fit(image: Image.Image, cell: int) -> Image.Image:
     longest = max(image.size)
-    if longest <= CELL:
-        factor = max(1, CELL // longest)
+    if longest <= cell:
+        factor = max(1, cell // longest)
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    scale = CELL / longest
+    scale = cell / longest
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.LANCZOS)
