@@ -7,9 +7,10 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from loralab.errors import AdapterError
+from loralab.errors import AdapterError, ConfigError
 from tests.effects.registry import effect
 from tests.effects.runs import Tiny
 
@@ -186,3 +187,48 @@ def test_metadata_names_the_augmentation_in_use(
 ) -> None:
     run = tiny.run(ONE_STEP, f"data.augmentations=[{kind}]", "data.latent_cache.enabled=false")
     assert fields.items() <= run.metadata.items()
+
+
+@effect("export.keep_best")
+def test_the_files_of_the_best_validations_stay(tiny: Tiny) -> None:
+    run = tiny.run(
+        "validation.fraction=0.3", "validation.every_n_steps=1", "trainer.max_steps=6",
+        "optimizer.lr=0.1", "logger=csv", "export.keep_best=2", "export.layouts=[kohya]",
+    )  # fmt: skip
+    losses = run.column("val/loss")
+    best = sorted(sorted(range(6), key=losses.__getitem__)[:2])
+    assert best != [4, 5], "the newest are not the best here"
+    assert run.files == [
+        *(f"tiny-best-step{step + 1:06d}.safetensors" for step in best), "tiny.safetensors",
+    ]  # fmt: skip
+    cards = (run.folder / "adapters").glob("tiny-best-*.json")
+    told = [json.loads(card.read_text(encoding="utf-8"))["figures"]["val/loss"] for card in cards]
+    assert sorted(told) == pytest.approx(sorted(losses)[:2])
+    with pytest.raises(ConfigError, match=r"export\.keep_best is 2, but no image is held out"):
+        tiny.config("export.keep_best=2")
+
+
+@effect("export.modelspec.title", "export.modelspec.author", "export.modelspec.license")
+@effect("export.modelspec.tags", "export.modelspec.description")
+@effect("export.modelspec.trigger_phrase", "export.modelspec.usage_hint")
+@pytest.mark.parametrize(
+    ("field", "given", "written"),
+    [
+        ("title", "Blueprints", "Blueprints"),
+        ("author", "Ada", "Ada"),
+        ("license", "CC-BY-4.0", "CC-BY-4.0"),
+        ("tags", "[style, blue]", "style, blue"),
+        ("description", "white on blue", "white on blue"),
+        ("trigger_phrase", "cyanotype", "cyanotype"),
+        ("usage_hint", "strength 0.8", "strength 0.8"),
+    ],
+)
+def test_what_the_files_say_to_people(tiny: Tiny, field: str, given: str, written: str) -> None:
+    built = tiny.build(f"export.modelspec.{field}='{given}'" if given[0] != "[" else
+                       f"export.modelspec.{field}={given}", "export.layouts=[kohya]")  # fmt: skip
+    (file,) = built.job.writer.write("", 1)
+    with safe_open(file, framework="pt") as content:
+        said = content.metadata()
+    assert said[f"modelspec.{field}"] == written
+    plain = tiny.run(ONE_STEP).metadata
+    assert plain.get(f"modelspec.{field}") == ("tiny" if field == "title" else None)

@@ -14,7 +14,7 @@ from loralab.data.dataset import read_pixels
 from loralab.errors import DataError
 from loralab.training.callbacks.accounting import Accounting
 from loralab.training.callbacks.adapter_care import Freezing, WeightNormLimit
-from loralab.training.callbacks.export import Export
+from loralab.training.callbacks.export import BestExport, Export
 from loralab.training.callbacks.preview import Preview, PreviewOptions
 from loralab.training.callbacks.recording import FOLDER as RECORDING
 from loralab.training.callbacks.recording import Recorder
@@ -35,7 +35,7 @@ def build_callbacks(
         *_chosen_callbacks(config, None),
         *_watchers(config, validation),
         *_chosen_callbacks(config, "checkpoint"),
-        *build_outputs(config, survey, writer),
+        *build_outputs(config, survey, writer, validation),
     ]
 
 
@@ -78,7 +78,9 @@ def _watchers(config: RunConfig, validation: Validation | None) -> list[L.Callba
     )
 
 
-def build_outputs(config: RunConfig, survey: Survey, writer: AdapterWriter) -> list[L.Callback]:
+def build_outputs(
+    config: RunConfig, survey: Survey, writer: AdapterWriter, validation: Validation | None
+) -> list[L.Callback]:
     """Return the callbacks that make pictures and files."""
     outputs: list[L.Callback] = []
     if config.preview.prompts:
@@ -103,6 +105,9 @@ def build_outputs(config: RunConfig, survey: Survey, writer: AdapterWriter) -> l
                 every_n_epochs=config.export.every_n_epochs,
             )
         )
+    if config.export.keep_best and validation is not None:
+        count = config.export.keep_best
+        outputs.append(BestExport(writer.write, writer.keep_only, validation, count=count))
     return outputs
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def data_fields(config: RunConfig, survey: Survey) -> dict[str, Any]:
     """Return what sd-scripts writes about images, buckets and captions."""
-    data, captions = config.data, config.data.captions
+    data, captions, validation = config.data, config.data.captions, config.validation
     accumulation = config.trainer.get("accumulate_grad_batches", 1)
     images, class_images = (
         count_shown(survey.items, survey.rotation, is_prior=kind) for kind in (False, True)
@@ -32,6 +32,9 @@ def data_fields(config: RunConfig, survey: Survey) -> dict[str, Any]:
         "ss_num_train_images": images,
         "ss_num_reg_images": class_images,
         "ss_num_validation_images": len(survey.validation_items),
+        "ss_validation_seed": validation.seed,
+        "ss_validation_split": validation.fraction,
+        "ss_validate_every_n_steps": validation.every_n_steps,
         "ss_num_batches_per_epoch": survey.steps_per_epoch * accumulation,
         "ss_batch_size_per_device": data.batch_size,
         "ss_total_batch_size": data.batch_size * accumulation,

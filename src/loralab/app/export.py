@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,20 +153,29 @@ class AdapterWriter:
         taken = any(_file(self.config, path, layout).exists() for layout in Layout)
         return taken and written_by(path) != session_id(self.folder)
 
+    def keep_only(self, word: str, numbers: Collection[int]) -> None:
+        """Delete the files whose ending is this word and another number."""
+        for number, files in self._numbered(word).items():
+            if number not in numbers:
+                for file in files:
+                    file.unlink()
+
     def _drop_oldest(self, ending: str) -> None:
         """Delete the oldest files of steps, or of epochs, beyond the number to keep."""
         keep = self.config.export.keep_last
-        kind = re.match(r"-(step|epoch)\d+$", ending)
-        if keep is None or kind is None:
-            return
-        pattern = re.compile(rf"{re.escape(self._name)}-{kind[1]}(\d+)(\.|$)")
+        kind = re.match(r"(-step|-epoch)\d+$", ending)
+        if keep is not None and kind is not None:
+            self.keep_only(kind[1], sorted(self._numbered(kind[1]))[-keep:])
+
+    def _numbered(self, word: str) -> dict[int, list[Path]]:
+        """Return the run's files, and their cards, by the number after a word."""
+        pattern = re.compile(rf"{re.escape(self._name + word)}(\d+)(\.|$)")
         numbered: dict[int, list[Path]] = {}
-        for file in (self.folder / "adapters").iterdir():
+        folder = self.folder / "adapters"
+        for file in folder.iterdir() if folder.is_dir() else ():
             if match := pattern.match(file.name):
                 numbered.setdefault(int(match[1]), []).append(file)
-        for number in sorted(numbered)[:-keep]:
-            for file in numbered[number]:
-                file.unlink()
+        return numbered
 
 
 def _file(config: RunConfig, path: Path, layout: Layout) -> Path:

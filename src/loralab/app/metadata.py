@@ -184,21 +184,33 @@ def _model(facts: Facts) -> dict[str, Any]:
         "ss_sd_model_name": path.name,
         **_base_hashes(path),
         "ss_clip_skip": model.clip_skip,
+        "ss_max_token_length": model.max_tokens if model.max_tokens > 75 else None,
+        **_vae_fields(model.vae_path),
     }
 
 
 def _base_hashes(path: Path) -> dict[str, str]:
-    """Return the hashes of a base in one file; of a folder sd-scripts writes a word."""
+    legacy, whole = _file_hashes(path)
+    return {"ss_sd_model_hash": legacy, "ss_new_sd_model_hash": whole}
+
+
+def _vae_fields(path: str | None) -> dict[str, str]:
+    """Return what is said of a VAE that is not the base's own."""
+    if path is None:
+        return {}
+    legacy, whole = _file_hashes(Path(path))
+    return {"ss_vae_name": Path(path).name, "ss_vae_hash": legacy, "ss_new_vae_hash": whole}
+
+
+def _file_hashes(path: Path) -> tuple[str, str]:
+    """Return the short and the whole hash of a file; of a folder sd-scripts writes a word."""
     if not path.is_file():
-        return {"ss_sd_model_hash": "IsADirectory", "ss_new_sd_model_hash": "IsADirectory"}
+        return "IsADirectory", "IsADirectory"
     with path.open("rb") as file:
         file.seek(0x100000)
         legacy = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
         file.seek(0)
-        return {
-            "ss_sd_model_hash": legacy,
-            "ss_new_sd_model_hash": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+        return legacy, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _objective(facts: Facts) -> dict[str, Any]:
@@ -223,7 +235,7 @@ def _objective(facts: Facts) -> dict[str, Any]:
 
 
 def _modelspec(facts: Facts) -> Mapping[str, Any]:
-    config, family = facts.config, facts.family
+    config, family, words = facts.config, facts.family, facts.config.export.modelspec
     architecture = ARCHITECTURES[family]
     if family == "sd2" and facts.is_v:
         architecture = "stable-diffusion-v2-768-v/lora"
@@ -232,12 +244,17 @@ def _modelspec(facts: Facts) -> Mapping[str, Any]:
         "architecture": architecture,
         "implementation": _SGM_CODE if family == "sdxl" else "diffusers",
         "implementation_version": f"loralab/{__version__}",
-        "title": facts.title,
+        "title": words.title or facts.title,
+        "author": words.author,
+        "license": words.license,
+        "tags": ", ".join(words.tags),
+        "trigger_phrase": words.trigger_phrase,
+        "usage_hint": words.usage_hint,
+        "description": words.description or config.export.comment,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "resolution": f"{config.data.resolution}x{config.data.resolution}",
         "prediction_type": "v" if facts.is_v else "epsilon",
         "encoder_layer": config.model.clip_skip,
-        "description": config.export.comment,
     }
     low, high = config.objective.min_timestep, config.objective.max_timestep
     if (low, high) != (0, 1000):

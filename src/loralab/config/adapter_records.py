@@ -127,6 +127,19 @@ class AdapterRecord:
 
 
 @dataclass(kw_only=True)
+class ModelspecRecord:
+    """What the files say to people; empty fields are left out."""
+
+    title: str = option("", "Title; empty is the file's name.", affects_result=False)
+    author: str = option("", "Who made it.", affects_result=False)
+    license: str = option("", "Licence of the files.", affects_result=False)
+    tags: list[str] = option(list, "Words to find it by.", affects_result=False)
+    description: str = option("", "What it does; empty is export.comment.", affects_result=False)
+    trigger_phrase: str = option("", "What a prompt must say.", affects_result=False)
+    usage_hint: str = option("", "How it is used best.", affects_result=False)
+
+
+@dataclass(kw_only=True)
 class ExportRecord:
     """Adapter files for other programs."""
 
@@ -154,6 +167,13 @@ class ExportRecord:
     keep_last: int | None = option(
         None, "Files of steps, and of epochs, to keep; null keeps all.", low=1, affects_result=False
     )
+    keep_best: int | None = option(
+        None,
+        "Also export after each validation, and keep the files of so many best ones.",
+        low=1,
+        affects_result=False,
+    )
+    modelspec: ModelspecRecord = option(ModelspecRecord, "What the files say to people.")
     every_n_steps: int | None = option(
         None, "Also export every so many steps.", low=1, affects_result=False
     )

@@ -23,6 +23,7 @@ def watchers_have_something_to_watch(config: RunConfig) -> Iterator[Problem]:
         "validation.patience": validation.patience,
         "validation.keep_best": validation.keep_best,
         "validation.train_probe": validation.train_probe,
+        "export.keep_best": config.export.keep_best,
         "scheduler.kind": config.scheduler.kind is Schedule.plateau and "plateau",
     }
     for key, value in watchers.items():

@@ -160,6 +160,13 @@ def best(history: Sequence[Measurement]) -> Measurement:
     return history[usable.index(min(usable))]
 
 
+def best_steps(history: Sequence[Measurement], count: int) -> list[int]:
+    """Return the steps of the lowest losses, the lowest first; the earliest of equals."""
+    losses = {entry.step: float(image_errors(entry.held_out).mean()) for entry in history}
+    return sorted((step for step, loss in losses.items() if math.isfinite(loss)),
+                  key=lambda step: (losses[step], step))[:count]  # fmt: skip
+
+
 def validations_in_vain(
     base: Measurement, history: Sequence[Measurement], *, min_improvement: float
 ) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import lightning.pytorch as L
 
 from loralab.training.callbacks.steps import StepCallback
+from loralab.training.callbacks.validation import Validation
+from loralab.training.validation import best_steps
+
+BEST = "-best-step"  # begins the ending of files of the best validations
 
 
 class Export(StepCallback):
@@ -47,3 +51,37 @@ class Export(StepCallback):
             return
         if epoch % self.every_n_epochs == 0 and trainer.is_global_zero:
             self.write(f"-epoch{epoch:04d}", trainer.global_step)
+
+
+class BestExport(L.Callback):
+    """Writes an adapter file after each validation that is among the best so far."""
+
+    def __init__(
+        self,
+        write: Callable[[str, int], object],
+        keep_only: Callable[[str, Collection[int]], object],
+        validation: Validation,
+        *,
+        count: int,
+    ) -> None:
+        """Watch a validation's history, so that a resumed run keeps what a whole one does.
+
+        Args:
+            write: Writes the files, given the ending of their names and the step.
+            keep_only: Deletes the files whose ending has this beginning and another step.
+            validation: Stands earlier among the callbacks.
+            count: How many to keep.
+        """
+        self.write = write
+        self.keep_only = keep_only
+        self.validation = validation
+        self.count = count
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write if this one is among the best, then delete what no longer is."""
+        if not trainer.is_global_zero:
+            return
+        steps = best_steps(self.validation.history, self.count)
+        if trainer.global_step in steps:
+            self.write(f"{BEST}{trainer.global_step:06d}", trainer.global_step)
+        self.keep_only(BEST, steps)
