@@ -28,6 +28,7 @@ import demo_evidence
 import family_evidence
 import optimizer_evidence
 import objective_evidence
+import tool_evidence
 from runs import ROOT, only_run, train
 
 PAGE = ROOT / "docs" / "evidence.md"
@@ -182,6 +183,11 @@ SECTIONS: dict[str, tuple[str, Callable[[Path], Iterator[str]]]] = {
     "checkpoints": ("Broken models", family_evidence.checkpoints),
     "export": ("The exported file", export),
     "reloading": ("Adapter files in other programs", adapter_evidence.reloading),
+    "keys": ("Keys of adapter files", adapter_evidence.keys),
+    "metadata": ("Hashes and metadata of adapter files", adapter_evidence.metadata),
+    "editing": ("Adapters merged, extracted, resized", tool_evidence.editing),
+    "memory": ("Memory of the tools", tool_evidence.memory),
+    "broken": ("Broken adapter files", tool_evidence.broken),
     "resume": ("Stopped and continued", resume),
     "sweep": ("A sweep", sweep),
     "replay": ("Recorded and replayed", objective_evidence.replay),

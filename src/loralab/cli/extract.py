@@ -12,11 +12,12 @@ from loralab.cli.options import (
     JsonOption,
     OutArgument,
     OverwriteOption,
-    PrecisionOption,
+    Precision,
     To,
     ToOption,
 )
 
+PRECISION_HELP = "Number format of OUT; fp32 without it."
 CONV_HELP = "Of convolutions beyond 1x1; as --rank without it."
 
 
@@ -28,7 +29,7 @@ def extract(
     conv_rank: Annotated[int | None, typer.Option(min=1, help=CONV_HELP)] = None,
     energy: EnergyOption = None,
     to: ToOption = To.kohya,
-    precision: PrecisionOption = None,
+    precision: Annotated[Precision | None, typer.Option(help=PRECISION_HELP)] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:

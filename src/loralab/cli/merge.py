@@ -14,7 +14,7 @@ BASE_HELP = "Folder or file of a model to add them to."
 
 
 def merge(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Adapter files.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Adapter files.")],
     out: Annotated[Path, typer.Option(help="The file, or with --base the base, to write.")],
     weight: Annotated[list[float] | None, typer.Option(help=WEIGHT_HELP)] = None,
     base: Annotated[Path | None, typer.Option(help=BASE_HELP)] = None,
