@@ -50,6 +50,21 @@ def test_a_run_gives_the_file_that_training_wrote(trained: TinyRun, tmp_path: Pa
     assert {key: mine[key] for key in same} == {key: theirs[key] for key in same}
 
 
+def test_a_run_that_averages_gives_its_average(tmp_path: Path) -> None:
+    make_images(tmp_path / "images", count=4)
+    tiny = Tiny(tmp_path, base=make_tiny_sd1(tmp_path / "base"), images=tmp_path / "images")
+    averaged = tiny.run("ema=default", "ema.decay=0.5")
+    out = tmp_path / "again.safetensors"
+    loralab("export", averaged.folder, out, "--json")
+    written = load_file(out)
+    assert all(torch.equal(written[key], averaged.adapter[key]) for key in written)
+    live = averaged.checkpoint(3)["state_dict"]
+    assert not all(
+        torch.equal(live[key], tensor)
+        for key, tensor in averaged.checkpoint(3)["export_weights"].items()
+    )
+
+
 def test_a_checkpoint_is_exported_without_the_images(trained: TinyRun, tmp_path: Path) -> None:
     images = Path(trained.config.data.image_dir)
     images.rename(images.with_name("away"))

@@ -48,8 +48,9 @@ def export_checkpoint(source: Path, target: Target) -> tuple[Path, int]:
     family = load_family(spec.name, model_place(config))
     inject_adapters(config, plans, family)
     adapted = {name: family.parts[name] for name in plans}
+    weights = content.get("export_weights", content["state_dict"])  # an average, if one was asked
     for name, part in adapted.items():
-        load_adapter_state(part, _own(content["state_dict"], name))
+        load_adapter_state(part, _own(weights, name))
     facts = Facts(
         config, None, [OrderReceipt(**r) for r in content["account"]["receipts"]], folder,
         build_schedule(config, family.schedule_config).prediction_type, target.path.stem,
