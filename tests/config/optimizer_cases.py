@@ -13,6 +13,8 @@ RELATIVE = {
 PRODIGY = {"_target_": "prodigyopt.Prodigy", "lr": 1.0, "weight_decay": 0.0}
 FREE = {"_target_": "schedulefree.AdamWScheduleFree", "lr": 3e-4, "weight_decay": 0.0}
 AVERAGE = {"ema.enabled": True, "ema.use_for": [AverageUse.export]}
+FUSED = {"fused_backward": True, "trainer.gradient_clip_val": None, "callbacks": {}}
+DEAD = {"_target_": "loralab.training.callbacks.adapter_care.DeadAdapters"}
 EQUAL = {"adapter.text_encoder.lr_scale": 1.0}
 
 OPTIMIZER_CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
@@ -82,6 +84,30 @@ OPTIMIZER_CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         {"optimizer": {"_target_": "torch.optim.Rprop", "lr": 0.1}, "adapter.decay_vectors": False},
         "adapter.decay_vectors",
         {"adapter.decay_vectors": False},
+    ),
+    (
+        "fused_backward_is_exact",
+        {**FUSED, "trainer.gradient_clip_val": 1.0},
+        "trainer.gradient_clip_val",
+        FUSED,
+    ),
+    (
+        "fused_backward_is_exact",
+        {**FUSED, "trainer.accumulate_grad_batches": 2},
+        "trainer.accumulate_grad_batches",
+        FUSED,
+    ),
+    (
+        "fused_backward_is_exact",
+        {**FUSED, "optimizer": {**PRODIGY}, **EQUAL},
+        "optimizer._target_",
+        FUSED,
+    ),
+    (
+        "fused_backward_is_exact",
+        {**FUSED, "callbacks": {"dead_adapters": DEAD}},
+        "callbacks.dead_adapters",
+        FUSED,
     ),
     (
         "averages_are_used",

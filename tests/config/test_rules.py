@@ -288,6 +288,12 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ),
     (
         "_recordings_are_whole",
+        {"record": True, "fused_backward": True, "trainer.gradient_clip_val": None},
+        "record",
+        {"record": True},
+    ),
+    (
+        "_recordings_are_whole",
         {"record": True, "trainer.devices": 2},
         "record",
         {"record": True, "trainer.devices": 1},

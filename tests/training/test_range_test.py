@@ -49,7 +49,7 @@ def test_the_same_weights_have_the_same_loss_and_a_hopeless_run_ends(
     make_trainer(max_steps=3, callbacks=[still]).fit(make_module(rate=0.0), data)
     assert len(still.losses) == 4
     assert len(set(still.losses)) == 1, "other batches, the same images and noise"
-    module = make_module(rate=100.0, optimizer=torch.optim.AdamW)
+    module = make_module(rate=1e30, optimizer=torch.optim.AdamW)
     make_trainer(max_steps=9, callbacks=[wild]).fit(module, make_data(items, items[:2]))
     assert len(wild.losses) < 10
-    assert not wild.losses[-1] < 2 * wild.losses[0]
+    assert not math.isfinite(wild.losses[-1])

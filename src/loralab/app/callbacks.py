@@ -15,6 +15,7 @@ from loralab.errors import DataError
 from loralab.training.callbacks.accounting import Accounting
 from loralab.training.callbacks.adapter_care import Freezing, WeightNormLimit
 from loralab.training.callbacks.export import BestExport, Export
+from loralab.training.callbacks.fused_backward import FusedBackward
 from loralab.training.callbacks.preview import Preview, PreviewOptions
 from loralab.training.callbacks.recording import FOLDER as RECORDING
 from loralab.training.callbacks.recording import Recorder
@@ -28,6 +29,7 @@ def build_callbacks(
     """Return all callbacks of a run; each sees what those before it have done."""
     return [
         Accounting(writer.account),
+        *([FusedBackward()] if config.fused_backward else []),
         *adapter_care(config, survey),  # before anything is measured or saved
         *([writer.module.average] if writer.module.average else []),
         *([Recorder(writer.folder / RECORDING)] if config.record else []),

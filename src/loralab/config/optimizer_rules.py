@@ -18,6 +18,10 @@ FINDS_RATE = ("DAdaptAdam", "DAdaptSGD", "DAdaptLion", "DAdaptAdaGrad", "DAdaptA
 BY_GROUP = ("ProdigyPlusScheduleFree",)
 SCHEDULE_FREE = ("AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree", "ScheduleFreeAdamW",
                  "ScheduleFreeRAdam", "ScheduleFreeSGD", "ProdigyPlusScheduleFree")  # fmt: skip
+# Keep all they know by parameter, so parameters can be stepped one by one.
+BY_PARAMETER = ("torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD", "torch.optim.RMSprop",
+                "torch.optim.Adafactor", "torch.optim.Adagrad", "torch.optim.NAdam",
+                "torch.optim.RAdam", "transformers.optimization.Adafactor")  # fmt: skip
 LOW, HIGH = 0.1, 10.0  # sensible multiples of a rate that is found
 
 
@@ -159,6 +163,35 @@ def decay_is_the_optimizers(config: RunConfig) -> Iterator[Problem]:
             )
 
 
+def fused_backward_is_exact(config: RunConfig) -> Iterator[Problem]:
+    """A step inside the backward pass sees one gradient of one micro-batch, and nothing else."""
+    if not config.fused_backward:
+        return
+    trainer, target = config.trainer, str(config.optimizer.get("_target_"))
+    watching = [
+        name
+        for name, recipe in config.callbacks.items()
+        if recipe and str(recipe.get("_target_")).endswith((".DeadAdapters", ".GradientNoise"))
+    ]
+    obstacles: dict[str, tuple[object, str]] = {
+        "optimizer._target_": (target not in BY_PARAMETER and target, BY_PARAMETER[0]),
+        "trainer.gradient_clip_val": (trainer.get("gradient_clip_val"), "null"),
+        "trainer.accumulate_grad_batches": (trainer.get("accumulate_grad_batches", 1) != 1 and
+                                            trainer.get("accumulate_grad_batches"), "1"),
+        "trainer.devices": (trainer.get("devices", 1) != 1 and trainer.get("devices"), "1"),
+        "trainer.precision": (trainer.get("precision") == "16-mixed" and "16-mixed",
+                              "bf16-mixed"),
+        **{f"callbacks.{name}": ("on", "null") for name in watching},
+    }  # fmt: skip
+    for key, (value, remedy) in obstacles.items():
+        if value:
+            yield Problem(
+                key,
+                f"{key} is {value}, which needs all gradients of a step at once, but "
+                f"fused_backward is true; set {key}={remedy}, or fused_backward=false.",
+            )
+
+
 def averages_are_used(config: RunConfig) -> Iterator[Problem]:
     """An average that nothing takes, or that never begins, is a mistake."""
     ema, steps = config.ema, config.trainer.get("max_steps", -1)
@@ -183,5 +216,6 @@ OPTIMIZER_RULES = (
     schedule_free_has_no_schedule,
     one_rate_for_all,
     decay_is_the_optimizers,
+    fused_backward_is_exact,
     averages_are_used,
 )

@@ -91,6 +91,9 @@ class RunConfig:
     cpu_threads: int | None = option(
         None, "Threads torch computes with on the CPU; null leaves the choice to torch.", low=1
     )
+    fused_backward: bool = option(
+        False, "Step each parameter inside the backward pass, so that no gradients pile up."
+    )
     resume: str | None = option(
         None, "Continue a run: auto (newest unfinished) or a checkpoint.", affects_result=False
     )

@@ -214,6 +214,12 @@ def _recordings_are_whole(config: RunConfig) -> Iterator[Problem]:
             "record is true, but a recording holds no weights of words; set record=false, or "
             "model.prompt_weights=false.",
         )
+    if config.record and config.fused_backward:
+        yield Problem(
+            "record",
+            "record is true, but with fused_backward no gradient is left to record; set "
+            "record=false, or fused_backward=false.",
+        )
     if config.record and config.trainer.get("devices", 1) not in (1, "1"):
         yield Problem(
             "record",

@@ -25,12 +25,11 @@ FOLDER, PIECES = "recording", "pieces"
 START_FILE, BATCHES_FILE = "start.safetensors", "batches.safetensors"
 
 
-def gradient_norm(optimizer: Any) -> Tensor:
-    """Return the norm () of all gradients together, over all parameter groups."""
+def gradient_norm(optimizer: Any) -> Tensor | None:
+    """Return the norm () of all gradients together, over all parameter groups; None without any."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
     present = [gradient for gradient in gradients if gradient is not None]
-    norms = torch._foreach_norm(present) if present else [torch.zeros(())]
-    return torch.stack(list(norms)).norm()
+    return torch.stack(list(torch._foreach_norm(present))).norm() if present else None
 
 
 class MicroStepCallback(StepCallback):

@@ -115,11 +115,12 @@ class Statistics(StepCallback):
         self.images_per_second = self._images * world / max(self._seconds, 1e-9)
         figures: dict[str, float] = {
             "train/loss": self.loss,
-            "train/gradient_norm": float(self._grad_norm) if self._grad_norm is not None else 0.0,
             "speed/images_per_second": self.images_per_second,
             "memory/gib": memory_bytes(module.device) / 2**30,
             "epoch": float(trainer.current_epoch),
         }
+        if self._grad_norm is not None:  # fused into the backward pass, steps leave none behind
+            figures["train/gradient_norm"] = float(self._grad_norm)
         width = module.objective.schedule.num_timesteps // NUM_BANDS
         for band in range(NUM_BANDS):
             if cells[NUM_BANDS + band]:
