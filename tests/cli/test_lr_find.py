@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from loralab.app.composition import compose_config
 from loralab.app.rate_finder import find_rate
 from loralab.errors import ConfigError
 
 
 def find(*overrides: str, low: float = 1e-5, high: float = 0.1) -> float | None:
-    return find_rate(overrides, low=low, high=high, steps=10, images=1, chart=Path("unused.png"))
+    return find_rate(
+        compose_config(overrides), low=low, high=high, steps=10, images=1, chart=Path("unused.png")
+    )
 
 
 def test_an_optimizer_that_finds_its_rate_is_refused() -> None:

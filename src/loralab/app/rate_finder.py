@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from loralab.app.build import build_datamodule, build_family, build_module, build_trainer
-from loralab.app.composition import compose_config
 from loralab.app.export import AdapterWriter
 from loralab.app.folders import RunFolder
 from loralab.app.held_out import choose_probe
@@ -29,7 +28,7 @@ SEED, STRATA = 0, 4  # of the measured noise
 
 
 def find_rate(
-    overrides: Sequence[str],
+    config: RunConfig,
     *,
     low: float,
     high: float,
@@ -40,7 +39,7 @@ def find_rate(
     """Run the test, print the curve and the suggestion, save the chart; return the suggestion.
 
     Args:
-        overrides: As for `python train.py`.
+        config: The run whose rate is looked for; its own rate only sets those of the parts.
         low: First rate.
         high: Last rate, reached unless the loss has blown up before.
         steps: Optimizer steps.
@@ -50,7 +49,6 @@ def find_rate(
     Raises:
         ConfigError: The run would be refused, or has no rate to be found.
     """
-    config = compose_config(overrides)
     if problems := _problems(config, low, high):
         raise ConfigError(*problems)
     trial = _trial(config, steps)
@@ -75,6 +73,9 @@ def _problems(config: RunConfig, low: float, high: float) -> list[Problem]:
             "another one, such as optimizer=adamw."
         )
         problems.append(Problem("optimizer._target_", text))
+    elif not config.optimizer.get("lr"):
+        text = "optimizer.lr is 0; give it any number above 0, from which parts take theirs."
+        problems.append(Problem("optimizer.lr", text))
     if not 0 < low < high:
         text = f"--low is {low:g} and --high is {high:g}; low must be above 0 and below high."
         problems.append(Problem("--low", text))

@@ -23,9 +23,11 @@ def lr_find(
     The loss is that of the same few images at the same noise and timesteps after every step, so
     the curve is smooth and a single short run tells. Nothing of the run is kept but the chart.
     """
+    from loralab.app.composition import compose_config
     from loralab.app.logs import quiet_libraries
 
-    quiet_libraries()  # before they load
+    config = compose_config(overrides or [])  # refused before torch loads
+    quiet_libraries()
     from loralab.app.rate_finder import find_rate
 
-    find_rate(overrides or [], low=low, high=high, steps=steps, images=images, chart=chart)
+    find_rate(config, low=low, high=high, steps=steps, images=images, chart=chart)
