@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loralab.app.logs import quiet_libraries
 from loralab.app.rate_finder import find_rate
 from tests.effects.runs import Tiny
 
@@ -13,6 +14,7 @@ from tests.effects.runs import Tiny
 def test_it_says_a_rate_inside_the_range_and_leaves_the_chart_alone(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    quiet_libraries()
     config = tiny.config(f"output_dir={tmp_path}", "trainer.max_steps=1000")
     found = find_rate(config, low=1e-4, high=0.1, steps=10, images=2, chart=None)
     said = capsys.readouterr().out
