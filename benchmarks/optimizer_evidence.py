@@ -136,9 +136,9 @@ def rates(output: Path) -> Iterator[str]:
         assert rate is not None
         found[float(rate[1])] = _figures(state.parent)["val/loss"]
     best = min(found, key=lambda rate: found[rate])
-    yield f"`loralab lr-find` suggests **{suggestion:g}**: {seconds:.0f} s on a busy machine, "
+    yield f"`loralab lr-find` suggests **{suggestion:g}**: {seconds:.0f} s on a busy machine,"
     yield f"{cpu:.0f} s of CPU time. A sweep of eight rates over {SWEEP_STEPS} steps: "
-    yield f"{swept:.0f} s, {_child_cpu_seconds() - cpu:.0f} s of CPU time; its best is "
+    yield f"{swept:.0f} s, {_child_cpu_seconds() - cpu:.0f} s of CPU time; its best is"
     yield f"**{best:g}**. Suggestion over best: {suggestion / best:.2f}.\n"
     yield "| `optimizer.lr` | val/loss |\n|---|---|"
     for rate in SWEEP:
