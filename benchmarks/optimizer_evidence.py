@@ -48,11 +48,10 @@ def recipes(output: Path) -> Iterator[str]:
     found = {name: _optimizer(runs[name] / "config.yaml") for name in names}
     milliseconds = {name: _step_milliseconds(found[name]) for name in names}
     yield f"`python train.py -m optimizer={','.join(names[:2])},... trainer.max_steps={STEPS}`:"
-    yield "every recipe at its own rate, which is made for real models; the small demo model takes "
-    yield "20 times AdamW's (`optimizer=demo`), so only the optimizers that find their rate show "
-    yield "what they can. The optimizer's own step is measured alone: CPU milliseconds for the "
-    yield f"demo's adapter, the median of 30. After going on from step {LATE} all tensors of the "
-    yield "exported file are compared.\n"
+    yield "every recipe at its own rate, which is made for real models; the small demo model takes"
+    yield "20 times AdamW's (`optimizer=demo`), so this ranks no optimizers. The optimizer's own"
+    yield "step is measured alone: CPU milliseconds for the demo's adapter, the median of 30. After"
+    yield f"going on from step {LATE} all tensors of the exported file are compared.\n"
     base = _figures(runs["adamw"])["val/loss_base"]
     yield f"`val/loss` of the base: {base:.4f}.\n"
     yield (
