@@ -166,8 +166,8 @@ def overfitting(output: Path) -> Iterator[str]:
             shutil.copy(file, images)
     options = (f"data.image_dir={images}", "model.allow_demo=true", "logger=csv", *QUIET,
                "scheduler=constant", "scheduler.warmup_steps=0", "optimizer.lr=4e-3",
-               "data.batch_size=4", "validation.strata=2", "validation.every_n_steps=10", "validation.train_probe=true",
-               "validation.keep_best=true")  # fmt: skip
+               "data.batch_size=4", "validation.strata=2", "validation.every_n_steps=10",
+               "validation.train_probe=true", "validation.keep_best=true")  # fmt: skip
     train(output / "whole", *options, "trainer.max_steps=100")
     done, _ = train(output / "stopped", *options, "trainer.max_steps=100", "validation.patience=3")
     rows = {name: _rows(only_run(output / name)) for name in ("whole", "stopped")}
