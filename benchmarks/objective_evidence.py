@@ -91,7 +91,8 @@ def windows(output: Path) -> Iterator[str]:
     found = gradients(output)
     yield "Seven images of the demo on the embedded base, adapters away from zero: the gradient"
     yield "of one step cut into micro-batches against that of one batch of seven, relative. The"
-    yield "last row is the same batch of seven in other orders: what float32 itself is worth.\n"
+    yield "last row is the same batch of seven in other orders: what float32 itself is worth, but"
+    yield "for the kernels, which round otherwise for another size of batch.\n"
     yield "| micro-batch | accumulation | float64 | float32 |\n|---|---|---|---|"
     for size, accumulation in CUTS:
         row = [found[dtype][size, accumulation] for dtype in ("float64", "float32")]
