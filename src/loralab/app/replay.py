@@ -23,6 +23,7 @@ from loralab.app.toy_builds import check_recipes, num_devices
 from loralab.config.choices import Reduction, Schedule
 from loralab.config.parse import parse_config
 from loralab.config.records import RunConfig
+from loralab.data.batch import Batch
 from loralab.data.file_index import FileIndex
 from loralab.data.recording import Recording, read_recording, recorded_batches
 from loralab.errors import Collector, ConfigError, Problem
@@ -70,7 +71,9 @@ def replay_run(raw: DictConfig, batches: Path, out: Path) -> None:
         by_count=config.objective.reduction is Reduction.by_count,
         vae_factor=survey.facts.vae_factor,
     )
-    trainer.fit(module, DataLoader(steps, batch_size=None, collate_fn=lambda batch: batch))
+    # torch takes any sequence for a data set.
+    loader = DataLoader[Batch](steps, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
+    trainer.fit(module, loader)
     write_adapter(
         out,
         module.adapted,
@@ -118,8 +121,12 @@ def _survey(
     recorded_steps = -(-len(recording.micro_batches) // _accumulation(config))
     total_steps = given if given > 0 else recorded_steps
     warmup_steps = count_warmup_steps(config, total_steps)
-    length = {"total_steps": total_steps, "warmup_steps": warmup_steps}
-    problems += schedule_problems(config, steps_per_epoch=recorded_steps, **length)
+    problems += schedule_problems(
+        config,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        steps_per_epoch=recorded_steps,
+    )
     problems += _misfits(recording, facts.latent_channels, facts.text[0].row_length, len(spec.text))
     return Survey(
         facts=facts,
@@ -130,10 +137,11 @@ def _survey(
         rotation=None,
         parts=parts,
         steps_per_epoch=recorded_steps,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
         data_digest="",
         files=FileIndex(None),
         text_rows=recording.text_rows,
-        **length,
     )
 
 
@@ -155,6 +163,10 @@ def _misfits(
         )
         problems.append(Problem("--batches", text))
     return problems
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def _accumulation(config: RunConfig) -> int:

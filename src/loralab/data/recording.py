@@ -35,9 +35,10 @@ from loralab.data.batch import Batch
 from loralab.errors import DataError, Problem
 from loralab.files import replacing
 
-DIMENSIONS = {
-    "latents": 4, "noise": 4, "timesteps": 1, "input_ids": (2, 3, 4), "input_noise": 4,
-    "loss_weight": 1, "mask": 4, "sizes": 2, "place": 1, "loss": (0, 1), "gradient_norm": (0, 1),
+DIMENSIONS: Mapping[str, tuple[int, ...]] = {
+    "latents": (4,), "noise": (4,), "timesteps": (1,), "input_ids": (2, 3, 4), "input_noise": (4,),
+    "loss_weight": (1,), "mask": (4,), "sizes": (2,), "place": (1,), "loss": (0, 1),
+    "gradient_norm": (0, 1),
 }  # fmt: skip
 """Name -> how many dimensions it may have."""
 NEEDED = ("latents", "noise", "timesteps", "input_ids")
@@ -163,9 +164,8 @@ def _problems(number: int, tensors: MicroBatchTensors) -> list[str]:
     }  # fmt: skip
     problems = []
     for name, tensor in tensors.items():
-        dimensions = DIMENSIONS[name]
-        allowed = dimensions if isinstance(dimensions, tuple) else (dimensions,)
-        fits = tensor.ndim in allowed and tuple(wanted.get(name, tensor.shape)) == tensor.shape
+        fits = tuple(wanted.get(name, tensor.shape)) == tuple(tensor.shape)
+        fits = fits and tensor.ndim in DIMENSIONS[name]
         if not fits or (name == "input_ids" and len(tensor) != shape[0]):
             problems.append(
                 f"has {number}.{name} of shape {tuple(tensor.shape)}, which does not go with "
