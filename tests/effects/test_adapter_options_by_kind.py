@@ -12,6 +12,8 @@ from loralab.adapters.layers import adapter_layers, adapter_parameters
 from tests.effects.registry import effect
 from tests.effects.runs import Tiny, TinyJob
 
+pytestmark = pytest.mark.slow
+
 UNET_ONLY = "adapter.text_encoder.enabled=false"
 ATTENTION = "adapter.unet.targets=[attention]"
 ONE_STEP = ("trainer.max_steps=1", "trainer.gradient_clip_val=null", "export.layouts=[]")

@@ -50,6 +50,13 @@ def test_every_tensor_of_the_file_has_the_precision(
         assert {tensor.dtype for tensor in tensors} == {dtype}
 
 
+@effect("export.precision")
+def test_other_words_for_a_precision_are_understood(tiny: Tiny) -> None:
+    known = {word: tiny.config(f"export.precision={word}").export.precision.name
+             for word in ("float", "32", "16")}  # fmt: skip
+    assert known == {"float": "fp32", "32": "fp32", "16": "fp16"}
+
+
 @effect("export.name_template")
 def test_the_template_names_the_files(tiny: Tiny) -> None:
     run = tiny.run("export.name_template='{run_id} of {name}'", "run_id=first", ONE_STEP)

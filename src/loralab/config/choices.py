@@ -249,11 +249,16 @@ class Layout(Enum):
 
 
 class FilePrecision(Enum):
-    """Number format of an exported adapter file."""
+    """Number format of an exported adapter file; sd-scripts' float, and 32 and 16, are known."""
 
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+    float = "fp32"  # noqa: PIE796  the other name of the same
+
+    @classmethod
+    def _missing_(cls, value: object) -> FilePrecision | None:
+        return {32: cls.fp32, 16: cls.fp16}.get(value) if isinstance(value, int) else None
 
 
 class Container(Enum):
