@@ -72,7 +72,7 @@ def test_module_dropout_leaves_out_its_share_of_modules(tiny: Tiny, kind: str) -
 
 
 @effect("adapter.weight_norm.type", "adapter.weight_norm.max")
-@pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "tucker", "dylora"])
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "tucker"])
 def test_no_update_of_any_kind_is_larger_than_the_limit(tiny: Tiny, kind: str) -> None:
     def norms(*overrides: str) -> list[float]:
         layers: dict[str, Any] = adapter_layers(
