@@ -17,7 +17,7 @@ from loralab.adapters.names import ModuleName
 from loralab.adapters.reader import AdapterFile, open_adapter
 from loralab.app.metadata import ARCHITECTURES, VERSIONS
 from loralab.app.target import Target, size_fields, taken_problems
-from loralab.app.tools import CONTEXT_WIDTHS, Adapter
+from loralab.app.tools import CONTEXT_WIDTHS, Adapter, naming
 from loralab.errors import AdapterError, Problem
 
 
@@ -116,7 +116,8 @@ def _added(
         total = tensor.to(torch.float32, copy=True)
         for place, adapter, scale in wanted:
             weight = place.of(total)
-            update = adapter.module(place.name).delta(place.of(tensor).float())
+            with naming(place.name, [adapter.file.path]):
+                update = adapter.module(place.name).delta(place.of(tensor).float())
             weight += scale * update
         return total.to(tensor.dtype)
 

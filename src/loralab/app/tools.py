@@ -104,7 +104,7 @@ def merge_adapters(
             chosen = [(f.module(name), s) for f, s in zip(files, scales, strict=True)
                       if name in f.entries]  # fmt: skip
             weights, own = [w for w, _ in chosen], [s for _, s in chosen]
-            with _naming(name, paths):
+            with naming(name, paths):
                 found_sum = (
                     concatenate(weights, own)
                     if rank is None
@@ -131,7 +131,7 @@ def resize_file(
     with open_adapter(path) as file:
         like = _dtype_of(file)
         for name, weights in _modules(file):
-            with _naming(name, [path]):
+            with naming(name, [path]):
                 resized, kept = resize(weights, rank=rank, energy=energy)
             adapter[name] = target.cast(resized, like=like)
             rows.append({"module": str(name), "from": weights.rank, "to": resized.rank,
@@ -161,7 +161,7 @@ def _modules(file: AdapterFile) -> Iterator[tuple[ModuleName, ModuleWeights]]:
 
 
 @contextmanager
-def _naming(name: ModuleName, paths: Sequence[Path]) -> Iterator[None]:
+def naming(name: ModuleName, paths: Sequence[Path]) -> Iterator[None]:
     """Say of which module and file a problem is."""
     try:
         yield
