@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import data_evidence
 import adapter_evidence
+import data_evidence
 import demo_evidence
 import family_evidence
-import optimizer_evidence
 import objective_evidence
+import optimizer_evidence
 import tool_evidence
 from runs import ROOT, only_run, train
 
