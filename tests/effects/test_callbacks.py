@@ -59,6 +59,13 @@ def test_only_the_newest_checkpoints_are_kept(tiny: Tiny, keep: int, steps: list
     assert run.checkpoints == [f"step-{step:06d}.ckpt" for step in steps]
 
 
+@effect("callbacks.checkpoint.keep_last")
+def test_all_checkpoints_are_kept_when_none_is_to_go(tiny: Tiny) -> None:
+    every = "callbacks.checkpoint.every_n_steps=1"
+    run = tiny.run(FOUR, every, "callbacks.checkpoint.keep_last=null")
+    assert run.checkpoints == [f"step-{step:06d}.ckpt" for step in (1, 2, 3, 4)]
+
+
 @effect("callbacks.checkpoint.every_n_steps", "callbacks.progress.every_n_steps")
 @pytest.mark.parametrize("name", ["checkpoint", "progress"])
 def test_a_cadence_of_zero_is_refused(tiny: Tiny, name: str) -> None:

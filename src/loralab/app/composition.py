@@ -36,19 +36,43 @@ COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueErro
 _PRESETS = ("experiment", "sweep", "debug")  # groups that a run does without
 
 
-def compose_config(overrides: Sequence[str]) -> RunConfig:
-    """Return the configuration that `python train.py` would run with.
+def compose_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> RunConfig:
+    """Return the configuration of `python train.py OVERRIDES`, for tools.
+
+    Args:
+        overrides: What would follow `train.py`.
+        config_dir: A user's own folder of options, as `--config-dir` names it.
 
     Raises:
-        ConfigError: Overrides that do not compose, or a configuration that is refused.
+        ConfigError: Every problem that the training would be refused with.
+    """
+    raw, problems = compose_run(overrides, config_dir=config_dir)
+    config = Collector(problems)(parse_config, raw)
+    if problems or config is None:
+        raise ConfigError(*problems)
+    return config
+
+
+def compose_run(
+    overrides: Sequence[str], *, config_dir: Path | None = None
+) -> tuple[DictConfig, list[Problem]]:
+    """Return what Hydra composes, still to be parsed, and problems of the chosen presets.
+
+    Raises:
+        ConfigError: The overrides do not compose; every problem.
     """
     register()
+    folder = [] if config_dir is None else ["--config-dir", str(config_dir)]
+    given = [*_search_path(folder), *overrides]
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            raw = compose("train", overrides=list(overrides))
+            raw = compose("train", overrides=given, return_hydra_config=True)
+        problems = preset_problems(raw.hydra.runtime.choices)
+        with open_dict(raw):
+            del raw["hydra"]
     except COMPOSING_ERRORS as error:
-        raise ConfigError(*composition_problems(error, overrides)) from error
-    return parse_config(raw)
+        raise ConfigError(*composition_problems(error, [*folder, *overrides])) from error
+    return raw, problems
 
 
 def composition_problems(error: Exception, arguments: Sequence[str]) -> tuple[Problem, ...]:
@@ -70,25 +94,6 @@ def composition_problems(error: Exception, arguments: Sequence[str]) -> tuple[Pr
         with suppress(*COMPOSING_ERRORS):  # what composes alone need not compose together
             Collector(problems)(parse_config, compose("train", overrides=[*places, *good]))
     return tuple(problems) or (_reword(error, ""),)
-
-
-def compose_run(overrides: Sequence[str]) -> DictConfig:
-    """Return what `train.py` with these overrides would run.
-
-    Raises:
-        ConfigError: They do not compose; every problem.
-    """
-    register()
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            raw = compose("train", overrides=list(overrides), return_hydra_config=True)
-    except COMPOSING_ERRORS as error:
-        raise ConfigError(*composition_problems(error, overrides)) from error
-    if problems := preset_problems(raw.hydra.runtime.choices):
-        raise ConfigError(*problems)
-    with open_dict(raw):
-        del raw["hydra"]
-    return raw
 
 
 def preset_problems(choices: Mapping[str, Any]) -> list[Problem]:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from loralab.app.folders import CONFIG_FILE, choose_folder, removed_if_refused, write_text
 from loralab.app.logs import open_log, quiet_libraries
 from loralab.app.processes import hand_over, handed_over, is_main_process
+from loralab.app.settings.saving import SETTINGS_FILE, settings_json
 from loralab.config.parse import parse_config, to_yaml
 
 
@@ -43,6 +44,7 @@ def run(raw: Mapping[str, Any] | DictConfig, *, sweep_folder: Path | None = None
         if is_main_process():
             open_log(folder.path)
             write_text(folder.path / CONFIG_FILE, to_yaml(config))
+            write_text(folder.path / SETTINGS_FILE, settings_json(config))
             hand_over(folder)
         job = start(config, survey, folder)  # weights
     train(job, folder)

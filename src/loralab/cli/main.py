@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from loralab.app.exits import exit_codes
-from loralab.cli import cache
+from loralab.cli import cache, settings
 from loralab.cli.convert import convert
 from loralab.cli.evaluate_demo import evaluate_demo
 from loralab.cli.export import export
@@ -32,6 +32,7 @@ app.command("lr-find")(lr_find)
 for command in (export, sample, inspect, convert, merge, extract, resize, replay):
     app.command()(command)
 app.add_typer(cache.app, name="cache")
+app.add_typer(settings.app, name="settings")
 
 
 def main() -> None:

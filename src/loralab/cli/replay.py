@@ -25,8 +25,11 @@ def replay(
     again, bit for bit, and if not, where they first differ.
     """
     from loralab.app.composition import compose_run
+    from loralab.errors import ConfigError
 
-    raw = compose_run(overrides or [])  # refused before torch loads
+    raw, problems = compose_run(overrides or [])  # refused before torch loads
+    if problems:
+        raise ConfigError(*problems)
     from loralab.app.logs import quiet_libraries
     from loralab.app.replay import replay_run
 

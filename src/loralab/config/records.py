@@ -49,6 +49,12 @@ class CompatRecord:
     """Behaviour of other trainers."""
 
     kind: Compat = option(Compat.none, "Whose behaviour to follow where ours differs.")
+    kept_settings: dict[str, Any] = option(
+        dict,
+        "Settings of another program that mean something here in other words, or nothing; kept "
+        "for settings.json.",
+        affects_result=False,
+    )
 
 
 @dataclass(kw_only=True)

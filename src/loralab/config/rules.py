@@ -15,6 +15,7 @@ from loralab.config.optimizer_rules import OPTIMIZER_RULES
 from loralab.config.records import RunConfig
 from loralab.config.schedule_rules import SCHEDULE_RULES
 from loralab.config.source_records import given_sources
+from loralab.config.settings_table import settings
 from loralab.config.source_rules import SOURCE_RULES
 from loralab.config.validation_rules import NOISE_BANDS, VALIDATION_RULES
 from loralab.errors import Problem
@@ -258,6 +259,13 @@ def _metric_exists(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def _kept_settings_are_settings(config: RunConfig) -> Iterator[Problem]:
+    key = "compat.kept_settings"
+    for name in config.compat.kept_settings:
+        if name not in settings():
+            yield Problem(key, f"{key} has {name}, which is none of the settings of settings.json.")
+
+
 def _layouts_are_distinct(config: RunConfig) -> Iterator[Problem]:
     layouts = config.export.layouts
     if len(set(layouts)) < len(layouts):
@@ -281,6 +289,7 @@ RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _templates_fill,
     _metric_exists,
     _layouts_are_distinct,
+    _kept_settings_are_settings,
     *SCHEDULE_RULES,
     *OPTIMIZER_RULES,
     *VALIDATION_RULES,

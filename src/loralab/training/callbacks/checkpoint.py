@@ -23,14 +23,14 @@ class Checkpoint(StepCallback):
     at once.
     """
 
-    def __init__(self, every_n_steps: int = 100, keep_last: int = 2) -> None:
+    def __init__(self, every_n_steps: int = 100, keep_last: int | None = 2) -> None:
         """Keep the cadence.
 
         Args:
             every_n_steps: Optimizer steps between checkpoints.
-            keep_last: Newest checkpoints to keep.
+            keep_last: Newest checkpoints to keep; None keeps all.
         """
-        if every_n_steps < 1 or keep_last < 1:
+        if every_n_steps < 1 or (keep_last is not None and keep_last < 1):
             raise ValueError(
                 f"every_n_steps is {every_n_steps} and keep_last is {keep_last}; "
                 "both must be at least 1"
@@ -79,7 +79,9 @@ class Checkpoint(StepCallback):
 
     def _save(self, trainer: L.Trainer) -> None:
         path = save(trainer, "step")
-        for old in checkpoints(path.parent)[: -self.keep_last]:
+        saved = checkpoints(path.parent)
+        surplus = len(saved) - (self.keep_last or len(saved))
+        for old in saved[: max(0, surplus)]:
             if trainer.is_global_zero:
                 old.unlink()
         self._saved_step = trainer.global_step
