@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 from pathlib import Path
@@ -10,9 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from loralab.app.logs import close_log
+from loralab.app.resume import with_stored_settings
+from loralab.app.run import run as start_run
 from loralab.errors import ConfigError, ResumeError
 from tests.effects.registry import effect
-from tests.effects.runs import Tiny, changed
+from tests.effects.runs import Tiny, TinyRun, changed
 
 HELD_OUT = "validation.fraction=0.3"
 FOUR = ("trainer.max_steps=4", "callbacks.checkpoint.every_n_steps=2")
@@ -77,6 +82,28 @@ def test_a_run_returns_the_metric_it_is_asked_for(tiny: Tiny) -> None:
     other = tiny.run(HELD_OUT, "optimized_metric=val/loss_at_timestep/875")
     assert other.value == other.metrics["val/loss_at_timestep/875"]
     assert other.value != run.value
+
+
+@effect("resume")
+def test_a_run_folder_is_resumed_with_the_settings_it_was_begun_with(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    own = ("adapter.rank=3", f"output_dir={tmp_path}", "run_id=first", "trainer.max_steps=4",
+           "callbacks.checkpoint.every_n_steps=2")  # fmt: skip
+    begun = tiny.run_anew(*own)
+    (begun.folder / "checkpoints" / "step-000004.ckpt").unlink()
+    (begun.folder / "run.json").write_text(json.dumps({**begun.state, "state": "running"}))
+    given = [f"resume={begun.folder}", "callbacks.progress.every_n_steps=1"]
+    raw = with_stored_settings(tiny.compose(given[0]), given)
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        start_run(raw)
+    close_log()
+    assert "step-000002.ckpt" in stdout.getvalue()  # where it continues from
+    assert raw.callbacks.progress.every_n_steps == 1  # what is given lies over what is stored
+    ended = TinyRun(None, "", begun.folder)
+    assert changed(begun.adapter, ended.adapter) == []  # rank 3, and the very same weights
+    with pytest.raises(ConfigError, match=r"adapter=loha stands beside resume="):
+        with_stored_settings(tiny.compose(given[0]), [given[0], "adapter=loha"])
 
 
 @effect("check_only")

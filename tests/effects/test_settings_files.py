@@ -24,7 +24,7 @@ def test_every_run_folder_holds_its_settings(tiny: Tiny) -> None:
 @effect("compat.kept_settings")
 def test_settings_that_mean_nothing_here_are_kept_in_the_file(tiny: Tiny) -> None:
     run = tiny.run(
-        "compat.kept_settings={log_dir: logs, net_dim: 9, save_precision: null}",
+        "+compat.kept_settings={log_dir: logs, net_dim: 9, save_precision: null}",
         "trainer.max_steps=1",
     )
     saved = json.loads((run.folder / "settings.json").read_text(encoding="utf-8"))
@@ -36,7 +36,7 @@ def test_settings_that_mean_nothing_here_are_kept_in_the_file(tiny: Tiny) -> Non
 @effect("compat.kept_settings")
 def test_a_kept_setting_that_is_none_is_refused(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match=r"compat\.kept_settings has net_dimm"):
-        tiny.config("compat.kept_settings={net_dimm: 4}")
+        tiny.config("+compat.kept_settings={net_dimm: 4}")
 
 
 def test_settings_are_saved_without_training_and_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -84,6 +84,18 @@ def test_an_unknown_precision_is_refused(tiny: Tiny) -> None:
         tiny.survey("trainer.precision=bf16-mixde")
 
 
+@effect("trainer.precision")
+@pytest.mark.parametrize(
+    ("word", "precision"),
+    [("true", "bf16-mixed"), ("bf16", "bf16-mixed"), ("false", "32-true"), ("no", "32-true"),
+     ("fp16", "16-mixed")],
+)  # fmt: skip
+def test_other_words_for_a_precision_are_understood(
+    tiny: Tiny, word: str, precision: str
+) -> None:
+    assert tiny.config(f"trainer.precision={word}").trainer["precision"] == precision
+
+
 @effect("trainer.accelerator")
 def test_the_accelerator_is_the_one_that_is_named(tiny: Tiny) -> None:
     assert isinstance(tiny.build("trainer.accelerator=cpu").job.trainer.accelerator, CPUAccelerator)

@@ -20,6 +20,7 @@ from loralab.app.preflight import Survey
 from loralab.app.processes import is_main_process
 from loralab.app.recipes import recipe_arguments, recipe_target
 from loralab.app.schedule import lr_multiplier, no_losses
+from loralab.app.sizes import resolution_phases
 from loralab.config.choices import LoggerKind, OnBadImage, Reduction
 from loralab.config.records import RunConfig
 from loralab.data.account import Account
@@ -168,6 +169,7 @@ def build_datamodule(config: RunConfig, survey: Survey, family: ModelFamily) -> 
         num_variants=config.data.latent_cache.variants,
         seed=config.seed,
         rotation=survey.rotation,
+        phases=resolution_phases(config, survey.total_steps, survey.steps_per_epoch),
     )
 
 

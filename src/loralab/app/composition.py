@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
@@ -33,6 +33,7 @@ from loralab.config.store import conf_dir, register
 from loralab.errors import Collector, ConfigError, Problem
 
 COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
+REQUIRED = "required"
 _PRESETS = ("experiment", "sweep", "debug")  # groups that a run does without
 
 
@@ -94,6 +95,26 @@ def composition_problems(error: Exception, arguments: Sequence[str]) -> tuple[Pr
         with suppress(*COMPOSING_ERRORS):  # what composes alone need not compose together
             Collector(problems)(parse_config, compose("train", overrides=[*places, *good]))
     return tuple(problems) or (_reword(error, ""),)
+
+
+def neutral_config(choices: Iterable[str] = ()) -> DictConfig:
+    """Return what a run starts with before an experiment is chosen.
+
+    Args:
+        choices: Options of groups, as ``scheduler=cosine``.
+
+    Returns:
+        Plain nodes, references unresolved; what only the user knows is "required".
+    """
+    register()
+    local = ["~local"] if (conf_dir() / "local").is_dir() else []  # a user's own defaults
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        raw = compose("train", overrides=["~experiment", *local, *choices])
+    plain = OmegaConf.create(OmegaConf.to_container(raw, enum_to_str=True))
+    assert isinstance(plain, DictConfig)
+    for group, name in (("model", "path"), ("data", "image_dir")):
+        plain[group][name] = REQUIRED
+    return plain
 
 
 def preset_problems(choices: Mapping[str, Any]) -> list[Problem]:

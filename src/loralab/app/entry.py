@@ -48,6 +48,7 @@ def main() -> None:
 
 
 def _task(raw: DictConfig) -> float | None:
+    from loralab.app.resume import with_stored_settings
     from loralab.app.run import run
 
     hydra_config = HydraConfig.get()
@@ -57,7 +58,7 @@ def _task(raw: DictConfig) -> float | None:
     if hydra_config.mode == RunMode.MULTIRUN:
         return _job(raw, Path(hydra_config.runtime.output_dir))
     with exit_codes():
-        return run(raw)
+        return run(with_stored_settings(raw, hydra_config.overrides.task))
 
 
 def _job(raw: DictConfig, folder: Path) -> float | None:

@@ -50,7 +50,8 @@ def choose_folder(config: RunConfig, *, sweep_folder: Path | None = None) -> Run
     if config.resume is None:
         return _fresh(config, parent)
     if config.resume != "auto":
-        return _from_checkpoint(Path(config.resume))
+        path = Path(config.resume)
+        return _continued(path) if (path / CONFIG_FILE).is_file() else _from_checkpoint(path)
     if config.run_id is not None:
         folder = parent / config.run_id
         return _continued(folder) if folder.is_dir() else RunFolder(folder)
@@ -166,8 +167,8 @@ def _from_checkpoint(path: Path) -> RunFolder:
         raise ResumeError(
             Problem(
                 "resume",
-                f"resume is {path}, which is not a file; give a checkpoint such as "
-                "outputs/NAME/RUN_ID/checkpoints/step-000100.ckpt, or resume=auto.",
+                f"resume is {path}, which is neither a run folder nor a file; give one such as "
+                "outputs/NAME/RUN_ID, a checkpoint in it, or resume=auto.",
             )
         )
     if not (folder / CONFIG_FILE).is_file():

@@ -15,6 +15,7 @@ from loralab.app.images import count_shown
 from loralab.app.preflight import Survey
 from loralab.app.recipes import recipe_arguments
 from loralab.app.schedule import CHART_FILE, describe_schedule
+from loralab.app.sizes import describe_phases, resolution_phases
 from loralab.app.toy_builds import num_devices
 from loralab.config.optimizer_rules import finds_its_rate
 from loralab.config.records import RunConfig
@@ -57,6 +58,9 @@ def plan_rows(config: RunConfig, survey: Survey, folder: RunFolder) -> list[tupl
             f"{config.scheduler.kind.name} schedule, {survey.warmup_steps} of warm-up",
         ),
     ]
+    phases = resolution_phases(config, survey.total_steps, survey.steps_per_epoch)
+    if phases:
+        rows.append(("sizes", describe_phases(phases, config.data.resolution)))
     rows.append(("rate", describe_schedule(config, survey)))
     rows.append(("optimizer", _optimizer(config)))
     if config.ema.enabled:

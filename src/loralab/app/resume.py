@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from loralab.app.folders import CONFIG_FILE, RunFolder, read_state
 from loralab.config.parse import to_plain, walk_options
 from loralab.config.records import RunConfig
-from loralab.errors import Problem
+from loralab.config.store import conf_dir
+from loralab.errors import ConfigError, Problem
 
 # What of the recipes may change without changing the result.
 _FREE = ("callbacks.", "trainer.log_every_n_steps", "trainer.accelerator", "trainer.profiler")
@@ -39,6 +41,35 @@ def resume_problems(config: RunConfig, folder: RunFolder) -> list[Problem]:
             )
         )
     return problems
+
+
+def with_stored_settings(raw: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of the run folder that `resume` names, overrides laid over it.
+
+    Args:
+        raw: The composed configuration; without a run folder in `resume` it is returned as it is.
+        overrides: The command line; a run folder has made every choice of a group already.
+
+    Raises:
+        ConfigError: A group is chosen beside a run folder.
+    """
+    path = Path(str(raw.get("resume"))) / CONFIG_FILE
+    if not path.is_file():
+        return raw
+    stored = OmegaConf.load(path)
+    assert isinstance(stored, DictConfig)
+    problems, parser = [], OverridesParser.create()
+    for text in overrides:
+        override = parser.parse_override(text)
+        key = override.get_key_element().lstrip("+~")
+        if (conf_dir() / key).is_dir():
+            sentence = f"{text} stands beside resume={raw.resume}, which brings all its settings."
+            problems.append(Problem(key, f"{sentence} Leave it out."))
+        else:
+            OmegaConf.update(stored, key, override.value(), force_add=True)
+    if problems:
+        raise ConfigError(*problems)
+    return stored
 
 
 def data_problem(folder: RunFolder, data_digest: str) -> Problem | None:

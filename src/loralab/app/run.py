@@ -31,6 +31,7 @@ def run(raw: Mapping[str, Any] | DictConfig, *, sweep_folder: Path | None = None
         print(f"{folder.path} is already finished; nothing to do.")
         return None
     quiet_libraries()
+    from loralab.app.dry_run import show_dry_run
     from loralab.app.lifecycle import finish, start, train  # torch and friends load here
     from loralab.app.preflight import preflight
     from loralab.app.report import show_plan
@@ -39,6 +40,8 @@ def run(raw: Mapping[str, Any] | DictConfig, *, sweep_folder: Path | None = None
     if is_main_process():
         show_plan(config, survey, folder)
     if config.check_only:
+        if is_main_process():
+            show_dry_run(config, survey)
         return None
     with removed_if_refused(folder):
         if is_main_process():

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from loralab.app.composition import neutral_config
 from loralab.config.settings_table import Feature, Setting, features, settings
-from loralab.config.store import conf_dir, register
 
 _HEAD = """# The 65 settings
 
@@ -82,22 +81,14 @@ def _shown(keys: tuple[str, ...], defaults: dict[str, Any]) -> str:
 def _word(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return "required" if value == "???" else str(value)
+    return str(value)
 
 
 def _defaults() -> dict[str, Any]:
     """Return the values that a run starts with before an experiment is chosen, by key."""
-    register()
-    local = ["~local"] if (conf_dir() / "local").is_dir() else []  # a user's own defaults
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = compose("train", overrides=["~experiment", *local])
+    config = neutral_config()
     keys = {key for row in (*settings().values(), *features().values()) for key in row.keys}
-    plain = {key: OmegaConf.select(composed, key, throw_on_missing=False) for key in keys}
-    plain["optimizer"] = "adamw"
-    for key in ("model.path", "data.image_dir"):
-        plain[key] = "???"
-    plain["data.resolution"] = composed.model.native_resolution
-    return {key: getattr(value, "name", value) for key, value in plain.items()}
+    return {key: OmegaConf.select(config, key) for key in keys} | {"optimizer": "adamw"}
 
 
 if __name__ == "__main__":

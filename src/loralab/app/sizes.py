@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
 
+from loralab.config.data_rules import parse_phase
 from loralab.config.records import RunConfig
 from loralab.data.buckets import make_buckets, parse_size, square_bucket
 from loralab.data.crop import Fit, fit_nearest, fit_without_upscale
+from loralab.data.resolution import Phase
 from loralab.errors import ConfigError, Problem
 from loralab.models.family import ModelFacts
 
@@ -38,6 +41,23 @@ def image_fit(config: RunConfig, facts: ModelFacts | None) -> Fit:
         area=area, step=options.step, min_side=options.min_side, max_side=options.max_side
     )
     return partial(fit_nearest, buckets=sizes, match=match)
+
+
+def resolution_phases(config: RunConfig, total_steps: int, steps_per_epoch: int) -> list[Phase]:
+    """Return the sizes of epochs; a phase begins with the first epoch after its share."""
+    epochs, phases = total_steps / steps_per_epoch, []
+    for share, side in filter(None, map(parse_phase, config.data.resolution_schedule)):
+        first = math.ceil(share * epochs - 1e-9)
+        phases.append(Phase(first, side / config.data.resolution, config.data.buckets.step))
+    return phases
+
+
+def describe_phases(phases: Sequence[Phase], resolution: int) -> str:
+    """Return the sizes by the epochs that they begin with."""
+    return ", then ".join(
+        f"{round(phase.scale * resolution)} px from epoch {phase.first_epoch + 1}"
+        for phase in phases
+    )
 
 
 def _step_problems(config: RunConfig, step: int) -> Iterator[Problem]:

@@ -9,13 +9,16 @@ import typer
 
 from loralab.app.exits import exit_codes
 from loralab.cli import cache, settings
+from loralab.cli.check import check
 from loralab.cli.convert import convert
+from loralab.cli.describe import describe
 from loralab.cli.evaluate_demo import evaluate_demo
 from loralab.cli.export import export
 from loralab.cli.extract import extract
 from loralab.cli.inspect import inspect
 from loralab.cli.lr_find import lr_find
 from loralab.cli.merge import merge
+from loralab.cli.queue import queue
 from loralab.cli.replay import replay
 from loralab.cli.resize import resize
 from loralab.cli.sample import sample
@@ -29,7 +32,9 @@ app = typer.Typer(
 )
 app.command("evaluate-demo")(evaluate_demo)
 app.command("lr-find")(lr_find)
-for command in (export, sample, inspect, convert, merge, extract, resize, replay):
+TRAINING = (check, describe, queue, replay)
+FILES = (export, sample, inspect, convert, merge, extract, resize)
+for command in (*TRAINING, *FILES):
     app.command()(command)
 app.add_typer(cache.app, name="cache")
 app.add_typer(settings.app, name="settings")

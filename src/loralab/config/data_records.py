@@ -147,6 +147,11 @@ class DataRecord:
     )
     shuffle_data: bool = option(True, "Show images in another order in each epoch.")
     resolution: int = option(512, "Training area as the side of a square, in px.", low=8)
+    resolution_schedule: list[str] = option(
+        list,
+        "Sizes of earlier epochs as SHARE:SIDE, like [0:384, 0.5:512]: from this share of the "
+        "training on; empty trains at resolution throughout.",
+    )
     batch_size: int = option(1, "Images in one forward pass, per device.", low=1)
     num_workers: int = option(
         0, "Processes that load images; 0 loads in the main one.", low=0, affects_result=False

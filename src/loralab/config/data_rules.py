@@ -14,6 +14,32 @@ _COLOR = re.compile(r"white|black|#[0-9a-fA-F]{6}")
 _SIZE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 
+def parse_phase(text: str) -> tuple[float, int] | None:
+    """Return share and side of a text like ``0.5:512``; None when it is not one."""
+    share, colon, side = text.partition(":")
+    try:
+        return (float(share), int(side)) if colon else None
+    except ValueError:
+        return None
+
+
+def resolution_schedule_ascends(config: RunConfig) -> Iterator[Problem]:
+    """Demand SHARE:SIDE from 0 on, ascending, of sides that the buckets can be scaled to."""
+    key, step, most = "data.resolution_schedule", config.data.buckets.step, config.data.resolution
+    texts = config.data.resolution_schedule
+    phases = [parse_phase(text) for text in texts]
+    for text, phase in zip(texts, phases, strict=True):
+        if phase is None or not 0 <= phase[0] < 1:
+            yield Problem(key, f"{key} has {text!r}; write SHARE:SIDE with a share from 0 to below "
+                          "1, like 0.5:512.")  # fmt: skip
+        elif phase[1] % step or not 0 < phase[1] <= most:
+            yield Problem(key, f"{key} has {text!r}; its side must be a multiple of "
+                          f"data.buckets.step ({step}) of at most data.resolution ({most}).")  # fmt: skip
+    shares = [phase[0] for phase in phases if phase is not None]
+    if shares and (shares[0] != 0 or sorted(set(shares)) != shares):
+        yield Problem(key, f"{key} is [{', '.join(texts)}]; its shares must begin at 0 and ascend.")
+
+
 def bucket_sizes_are_sizes(config: RunConfig) -> Iterator[Problem]:
     """Demand WIDTHxHEIGHT, whole latent cells, and each size once."""
     key, sizes = "data.buckets.sizes", config.data.buckets.sizes
@@ -150,4 +176,5 @@ DATA_RULES = (
     memory_is_of_one_process,
     background_is_a_color,
     mask_options_have_masks,
+    resolution_schedule_ascends,
 )

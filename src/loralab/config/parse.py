@@ -27,6 +27,12 @@ _MISSING_REMEDY = {
     "model.path": "Set model.path=FOLDER to a base model in diffusers layout.",
 }
 
+# Other words for what Lightning calls the precision of training.
+PRECISION_WORDS: dict[Any, str] = {
+    False: "32-true", "no": "32-true", "fp32": "32-true", True: "bf16-mixed",
+    "bf16": "bf16-mixed", "fp16": "16-mixed",
+}  # fmt: skip
+
 
 def parse_config(raw: Mapping[str, Any] | DictConfig) -> RunConfig:
     """Return the typed configuration.
@@ -45,6 +51,9 @@ def parse_config(raw: Mapping[str, Any] | DictConfig) -> RunConfig:
     config = _convert(RunConfig, raw, "", problems)
     assert isinstance(config, RunConfig)
     problems += _range_problems(config)
+    word = config.trainer.get("precision") if config.trainer else None
+    if isinstance(word, bool | str) and word in PRECISION_WORDS:
+        config.trainer["precision"] = PRECISION_WORDS[word]
     if not problems:  # rules may rely on types and ranges
         problems = apply_compat(config) + check_rules(config)
     if problems:

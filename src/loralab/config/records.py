@@ -101,7 +101,10 @@ class RunConfig:
         False, "Step each parameter inside the backward pass, so that no gradients pile up."
     )
     resume: str | None = option(
-        None, "Continue a run: auto (newest unfinished) or a checkpoint.", affects_result=False
+        None,
+        "Continue a run: auto (newest unfinished), a checkpoint, or a run folder, which brings its "
+        "settings along.",
+        affects_result=False,
     )
     output_dir: str = option("outputs", "Folder of all runs.", affects_result=False)
     optimized_metric: str = option("val/loss", "Metric that sweeps minimise.", affects_result=False)

@@ -18,6 +18,7 @@ from loralab.data.crop import CropPlan, Fit
 from loralab.data.images import content_digest, crop_image, decode_image, read_bytes
 from loralab.data.index import ImageRecord
 from loralab.data.latent_cache import LatentCache
+from loralab.data.resolution import Phase, all_sizes, at_epoch
 from loralab.data.sampler import MicroBatch
 from loralab.data.sources import Source
 from loralab.errors import DataError, Problem
@@ -115,6 +116,7 @@ class BucketedDataset(Dataset[Sample]):
         seed: int,
         num_variants: int = 1,
         skips_bad: bool = False,
+        phases: Sequence[Phase] = (),
     ) -> None:
         """Keep the parts; without a cache the samples carry images, with one they carry moments.
 
@@ -124,8 +126,10 @@ class BucketedDataset(Dataset[Sample]):
             seed: Seed of the run.
             num_variants: Variants of an image that a cache holds where there is no end of them.
             skips_bad: Let another image of weight 0 stand in for one that cannot be read.
+            phases: Sizes of epochs other than the items' own, in order.
         """
         self.items = tuple(items)
+        self.phases = tuple(phases)
         self.cache = cache
         self.seed = seed
         self.num_variants = num_variants
@@ -141,10 +145,10 @@ class BucketedDataset(Dataset[Sample]):
 
     def required(self) -> list[CacheEntry]:
         """Return every entry that the cache must hold, each once, in order of the items."""
-        return _entries(self.items, self.cache, self.num_variants)
+        return _entries(all_sizes(self.phases, self.items), self.cache, self.num_variants)
 
     def _sample(self, index: int, weight: float, visit: MicroBatch, place: int) -> Sample:
-        item = self.items[index]
+        item = at_epoch(self.phases, self.items[index], visit.epoch)
         source, digest = item.source, item.record.digest
         rng = sample_random(self.seed, visit.epoch, item.key, "variant")
         variant = (

@@ -11,6 +11,7 @@ import torch
 from loralab.data.dataset import BucketedDataset, Item, ValidationDataset
 from loralab.data.latent_cache import LatentCache
 from loralab.data.prior import Rotation
+from loralab.data.resolution import Phase
 from loralab.data.sampler import BucketBatchSampler
 from loralab.models.codec import LatentCodec
 from loralab.training.cache_filling import fill_cache
@@ -57,6 +58,7 @@ class ImageTextDataModule(L.LightningDataModule):
         num_variants: int = 1,
         seed: int = 0,
         rotation: Rotation | None = None,
+        phases: Sequence[Phase] = (),
     ) -> None:
         """Keep the parts.
 
@@ -70,6 +72,7 @@ class ImageTextDataModule(L.LightningDataModule):
             num_variants: Variants of an image that the cache holds where there is no end of them.
             seed: Seed of the epoch plan and of the samples.
             rotation: Class images that take turns from epoch to epoch.
+            phases: Sizes of training epochs other than the items' own, in order.
         """
         super().__init__()
         self.train_set = BucketedDataset(
@@ -78,6 +81,7 @@ class ImageTextDataModule(L.LightningDataModule):
             seed=seed,
             num_variants=num_variants,
             skips_bad=loading.skips_bad,
+            phases=phases,
         )
         self.validation_set, self.probe_set = (
             ValidationDataset(group, cache=cache, skips_bad=loading.skips_bad)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from loralab.app.composition import neutral_config
 from loralab.app.folders import write_text
 from loralab.app.settings.backward import settings_of
 from loralab.app.settings.beyond import translate_beyond
@@ -22,11 +22,7 @@ from loralab.app.settings.reading import read_settings
 from loralab.config.parse import parse_config
 from loralab.config.records import RunConfig
 from loralab.config.settings_table import settings
-from loralab.config.store import conf_dir, register
 from loralab.errors import ConfigError, Problem
-
-_PLACEHOLDERS = {"model.path": "BASE", "data.image_dir": "IMAGES"}  # what a file may leave open
-
 
 @dataclass(frozen=True)
 class Experiment:
@@ -113,19 +109,11 @@ def _origin(plan: Plan, key: str) -> str | None:
     return None
 
 
-def _composed(plan: Plan) -> dict[str, Any]:
-    register()
-    own = ["~local"] if (conf_dir() / "local").is_dir() else []  # a user's own defaults
-    choices = [f"{group}={option}" for group, option in plan.choices.items()]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", overrides=["~experiment", *own, *choices])
-    plain = OmegaConf.create(OmegaConf.to_container(config, enum_to_str=True))
-    given = {key: value for key, value in _PLACEHOLDERS.items() if key not in plan.values}
-    if "data.sources" in plan.values:
-        given.pop("data.image_dir", None)
-    for key, value in {**given, **plan.values}.items():
+def _composed(plan: Plan) -> DictConfig:
+    plain = neutral_config(f"{group}={option}" for group, option in plan.choices.items())
+    for key, value in plan.values.items():
         OmegaConf.update(plain, key, value, merge=False)
-    return plain  # type: ignore[return-value]
+    return plain
 
 
 def _kept_settings(plan: Plan, original: Original, config: RunConfig) -> dict[str, Any]:

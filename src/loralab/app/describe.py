@@ -1,0 +1,106 @@
+"""What `loralab describe` says of a group or of one option."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from loralab.app.composition import neutral_config
+from loralab.app.settings.beyond import BLOCK_LISTS, SAME
+from loralab.config.parse import describe_type, nearest, walk_options
+from loralab.config.records import RunConfig
+from loralab.config.settings_table import sd_scripts_names
+from loralab.config.store import conf_dir
+from loralab.errors import ConfigError, Problem
+
+_RECIPES = ("optimizer", "trainer", "callbacks")
+Row = tuple[str, str, str, str, str, str]
+
+
+def _foreign_names() -> dict[str, str]:
+    """Return what sd-scripts calls our options, the 65 settings and those beyond."""
+    beyond = {**SAME, **{name: key for name, (key, _) in BLOCK_LISTS.items()}}
+    return {key: name for name, key in beyond.items()} | sd_scripts_names()
+
+
+def show_option(name: str) -> None:
+    """Print a group's options, or all there is to say of one.
+
+    Raises:
+        ConfigError: There is no such group or option.
+    """
+    rows = describe(name)
+    options = _group_options(name)
+    console = Console(width=140)
+    if options:
+        print(f"{name}={'|'.join(options)}")
+    table = Table("option", "takes", "range", "default", "meaning", "in sd-scripts")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def describe(name: str) -> list[Row]:
+    """Return key, type, range, default, meaning and sd-scripts' name of the options of a name.
+
+    Raises:
+        ConfigError: There is no such group or option.
+    """
+    every = _all_rows()
+    rows = [row for row in every if row[0] == name or row[0].startswith((f"{name}.", f"{name}["))]
+    if not rows:
+        groups = {row[0].rpartition(".")[0] for row in every} - {""}
+        hint = nearest(name, {row[0] for row in every} | groups)
+        if not hint.startswith("Did"):
+            tops = sorted({group.split(".")[0] for group in groups})
+            hint = f"Groups: {', '.join(tops)}."
+        raise ConfigError(Problem(name, f"{name} is neither a group nor an option. {hint}"))
+    return rows
+
+
+def _all_rows() -> list[Row]:
+    defaults, foreign = neutral_config(), _foreign_names()
+    rows: list[Row] = []
+    for key, item, _ in walk_options(RunConfig):
+        if key not in _RECIPES:
+            low, high = item.metadata["low"], item.metadata["high"]
+            span = "" if low is high is None else f"{_bound(low)} … {_bound(high)}".strip()
+            default = "" if "[]" in key else _word(OmegaConf.select(defaults, key))
+            rows.append((key, describe_type(item), span, default, item.metadata["help"],
+                         foreign.get(key, "")))  # fmt: skip
+    for group in _RECIPES:
+        rows += _recipe_rows(group, defaults[group], foreign)
+    return rows
+
+
+def _recipe_rows(key: str, recipe: DictConfig, foreign: dict[str, str]) -> list[Row]:
+    """Return the arguments of a recipe, whose meaning is that of what the recipe calls."""
+    target = str(recipe.get("_target_", ""))
+    rows: list[Row] = []
+    for name, value in recipe.items():
+        inner = f"{key}.{name}"
+        if isinstance(value, DictConfig):
+            rows += _recipe_rows(inner, value, foreign)
+        elif not str(name).startswith("_"):
+            meaning = f"argument of {target.rpartition('.')[2]}"
+            rows.append((inner, type(value).__name__, "", _word(value), meaning,
+                         foreign.get(inner, "")))  # fmt: skip
+    return rows
+
+
+def _group_options(name: str) -> list[str]:
+    folder = conf_dir() / name
+    return sorted(file.stem for file in folder.glob("*.yaml")) if "." not in name else []
+
+
+def _bound(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _word(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(getattr(value, "name", value))
