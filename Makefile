@@ -32,8 +32,9 @@ bench: $(READY_DEV)  ## speed and memory beside a bare floor; writes benchmarks/
 evidence: $(READY_DEV) ## rerun what the documentation claims; writes docs/evidence.md
 	@$(BIN)/python benchmarks/evidence.py $(ARGS)
 
-docs: $(READY_DEV)   ## regenerate docs/config.md
+docs: $(READY_DEV)   ## regenerate docs/config.md and docs/settings.md
 	@$(BIN)/python -m loralab.app.reference > docs/config.md
+	@$(BIN)/python -m loralab.app.settings_reference > docs/settings.md
 
 setup: $(READY_DEV)  ## the full environment, for development
 

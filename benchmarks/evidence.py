@@ -29,6 +29,7 @@ import family_evidence
 import objective_evidence
 import optimizer_evidence
 import tool_evidence
+import settings_evidence
 from runs import ROOT, only_run, train
 
 PAGE = ROOT / "docs" / "evidence.md"
@@ -195,6 +196,10 @@ SECTIONS: dict[str, tuple[str, Callable[[Path], Iterator[str]]]] = {
     "timesteps": ("Timesteps spread over a step", objective_evidence.timesteps),
     "validation": ("How far a validation can be trusted", objective_evidence.validation),
     "overfitting": ("A run that overfits", objective_evidence.overfitting),
+    "settings": ("The 65 settings", settings_evidence.table),
+    "loading": ("Settings files of other programs", settings_evidence.loading),
+    "queue": ("A queue, killed and started again", settings_evidence.queue),
+    "reading": ("What a new user reads", settings_evidence.outputs),
     "bench": ("Speed", bench),
     "refusals": ("Wrong commands", refusals),
 }

@@ -82,6 +82,22 @@ def test_loading_and_saving_returns_every_setting(world: SettingsWorld, name: st
     assert settings_of(config) == saved
 
 
+def test_what_names_a_file_comes_back_too(world: SettingsWorld) -> None:
+    values = json.loads(world.file("launcher_all.json").read_text(encoding="utf-8")) | {
+        "vae": "other.safetensors", "lora_model_for_resume": "begun.safetensors",
+        "load_previous_save_state": "step-000010.ckpt", "unet_only": False, "text_only": True,
+        "scheduler": "polynomial", "max_steps": None, "caption_dropout_rate": None,
+        "cache_latents": True, "xformers": True, "save_precision": None, "buckets": False,
+        "num_workers": 0, "v2": False, "clip_skip": None, "log_dir": None,
+    }  # fmt: skip
+    path = world.root / "files" / "others.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    _, config = world.load(path)
+    assert settings_of(config) == values
+    assert config.resume == "step-000010.ckpt"
+    assert config.scheduler.power == 2.0
+
+
 def test_the_file_of_all_settings_leaves_few_at_their_default() -> None:
     given = json.loads((FILES / "launcher_all.json").read_text(encoding="utf-8"))
     assert list(given) == list(settings())

@@ -44,7 +44,9 @@ def all_keys() -> set[str]:
         content = yaml.safe_load((conf_dir() / name / f"{file}.yaml").read_text(encoding="utf-8"))
         for key, value in content.items():
             keys.add(f"{name}.{key}")
-            keys |= {f"{name}.{key}.{inner}" for inner in value} if isinstance(value, dict) else set()
+            keys |= (
+                {f"{name}.{key}.{inner}" for inner in value} if isinstance(value, dict) else set()
+            )
     return keys
 
 

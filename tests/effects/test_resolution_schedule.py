@@ -30,9 +30,7 @@ def test_later_epochs_are_trained_at_a_larger_resolution(tiny: Tiny) -> None:
 @effect("data.resolution_schedule")
 def test_a_schedule_of_the_runs_own_size_changes_no_bit(tiny: Tiny) -> None:
     plain, scheduled = tiny.run(), tiny.run("data.resolution_schedule=[0:64]")
-    assert all(
-        (plain.adapter[name] == tensor).all() for name, tensor in scheduled.adapter.items()
-    )
+    assert all((plain.adapter[name] == tensor).all() for name, tensor in scheduled.adapter.items())
 
 
 @effect("data.resolution_schedule")

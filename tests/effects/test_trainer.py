@@ -90,9 +90,7 @@ def test_an_unknown_precision_is_refused(tiny: Tiny) -> None:
     [("true", "bf16-mixed"), ("bf16", "bf16-mixed"), ("false", "32-true"), ("no", "32-true"),
      ("fp16", "16-mixed")],
 )  # fmt: skip
-def test_other_words_for_a_precision_are_understood(
-    tiny: Tiny, word: str, precision: str
-) -> None:
+def test_other_words_for_a_precision_are_understood(tiny: Tiny, word: str, precision: str) -> None:
     assert tiny.config(f"trainer.precision={word}").trainer["precision"] == precision
 
 

@@ -53,12 +53,13 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_files_are_run_in_order_and_sorted_by_outcome(world: Path, output: Path) -> None:
     queue = output.parent / "queue"
     write_settings(queue / "b.json", world, output)
     write_settings(queue / "a.json", world, output, base_model="nowhere")
     log = output.parent / "log.txt"
-    assert start(queue, log).wait(timeout=280) == 2  # one failed for the user to mend
+    assert start(queue, log).wait(timeout=900) == 2  # one failed for the user to mend
     assert names(queue) == ["complete", "failed"]
     assert names(queue / "complete") == ["b.json"]
     assert names(queue / "failed") == ["a.json", "a.json.log"]
@@ -70,6 +71,7 @@ def test_files_are_run_in_order_and_sorted_by_outcome(world: Path, output: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_killed_queue_goes_on_where_it_was(world: Path, output: Path) -> None:
     queue, log = output.parent / "queue", output.parent / "log.txt"
     for name, changes in (
@@ -90,7 +92,7 @@ def test_a_killed_queue_goes_on_where_it_was(world: Path, output: Path) -> None:
     steps = sorted(path.name for path in saved[0].parent.iterdir())
     time.sleep(1.0)
     assert sorted(path.name for path in saved[0].parent.iterdir()) == steps
-    assert start(queue, log).wait(timeout=280) == 0
+    assert start(queue, log).wait(timeout=900) == 0
     assert names(queue) == ["complete", "failed"]
     assert names(queue / "complete") == ["1.json", "3.json", "4.json"]
     for name in "134":

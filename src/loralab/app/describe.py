@@ -81,7 +81,7 @@ def _recipe_rows(key: str, recipe: DictConfig, foreign: dict[str, str]) -> list[
     target = str(recipe.get("_target_", ""))
     rows: list[Row] = []
     for name, value in recipe.items():
-        inner = f"{key}.{name}"
+        inner = f"{key}.{name!s}"
         if isinstance(value, DictConfig):
             rows += _recipe_rows(inner, value, foreign)
         elif not str(name).startswith("_"):

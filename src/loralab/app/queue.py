@@ -95,8 +95,7 @@ def _run(file: Path, overrides: Sequence[str], lock: IO[str]) -> Outcome:
         given = [f"experiment={name}", *overrides, f"run_id={_run_id(place, file, name)}"]
         config = composed_config(given, config_dir=place)
     except UserError as error:
-        for problem in error.problems:
-            print(f"  - {problem}")
+        print("\n".join(f"  - {problem}" for problem in error.problems))
         return Outcome(USER_ERROR, None, str(error))
     given += [] if config.resume else ["resume=auto"]
     log = place / "logs" / f"{name}.log"

@@ -21,7 +21,7 @@ says what does the same here, the fourth what a setting truly does, the fifth wh
 
 Settings files of that launcher, of kohya_ss and of sd-scripts are read by `loralab settings load`.
 
-| setting | here | sd-scripts | what it does | the guide | is that so | separate feature | default | test |
+| setting | here | sd-scripts | what it does | the guide | is it so | feature | default | test |
 |---|---|---|---|---|---|---|---|---|
 """
 
@@ -87,7 +87,8 @@ def _word(value: Any) -> str:
 def _defaults() -> dict[str, Any]:
     """Return the values that a run starts with before an experiment is chosen, by key."""
     config = neutral_config()
-    keys = {key for row in (*settings().values(), *features().values()) for key in row.keys}
+    rows: list[Setting | Feature] = [*settings().values(), *features().values()]
+    keys = {key for row in rows for key in row.keys}
     return {key: OmegaConf.select(config, key) for key in keys} | {"optimizer": "adamw"}
 
 

@@ -33,8 +33,8 @@ def resolution_schedule_ascends(config: RunConfig) -> Iterator[Problem]:
             yield Problem(key, f"{key} has {text!r}; write SHARE:SIDE with a share from 0 to below "
                           "1, like 0.5:512.")  # fmt: skip
         elif phase[1] % step or not 0 < phase[1] <= most:
-            yield Problem(key, f"{key} has {text!r}; its side must be a multiple of "
-                          f"data.buckets.step ({step}) of at most data.resolution ({most}).")  # fmt: skip
+            limits = f"data.buckets.step ({step}) of at most data.resolution ({most})."
+            yield Problem(key, f"{key} has {text!r}; its side must be a multiple of {limits}")
     shares = [phase[0] for phase in phases if phase is not None]
     if shares and (shares[0] != 0 or sorted(set(shares)) != shares):
         yield Problem(key, f"{key} is [{', '.join(texts)}]; its shares must begin at 0 and ascend.")

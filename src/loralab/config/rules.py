@@ -14,8 +14,8 @@ from loralab.config.objective_rules import OBJECTIVE_RULES
 from loralab.config.optimizer_rules import OPTIMIZER_RULES
 from loralab.config.records import RunConfig
 from loralab.config.schedule_rules import SCHEDULE_RULES
-from loralab.config.source_records import given_sources
 from loralab.config.settings_table import settings
+from loralab.config.source_records import given_sources
 from loralab.config.source_rules import SOURCE_RULES
 from loralab.config.validation_rules import NOISE_BANDS, VALIDATION_RULES
 from loralab.errors import Problem

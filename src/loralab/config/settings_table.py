@@ -85,6 +85,8 @@ def sd_scripts_names() -> dict[str, str]:
 def _load(file: Path) -> dict[str, dict[str, Any]]:
     rows = yaml.safe_load(file.read_text(encoding="utf-8"))
     return {
-        name: {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        name: {
+            key: tuple(value) if isinstance(value, list) else value for key, value in row.items()
+        }
         for name, row in rows.items()
     }

@@ -134,7 +134,9 @@ def _module(plan: Plan) -> None:
         if text := plan.take(name):
             plan.put(key, [cast(word) for word in str(text).split(",") if word.strip()], name)
     for name in ("conv_dim", "conv_alpha"):  # kohya_ss always gives 1, without convolutions
-        if "adapter.unet.targets" in plan.values and plan.values["adapter.unet.targets"] != ["full"]:
+        if "adapter.unet.targets" in plan.values and plan.values["adapter.unet.targets"] != [
+            "full"
+        ]:
             plan.taken.add(name)
             plan.settings.pop(name, None)
 
@@ -221,8 +223,8 @@ def _texts(plan: Plan) -> None:
         plan.put("adapter.text_encoder.freeze_after_steps", int(share / 100 * total),
                  "stop_text_encoder_training_pct")  # fmt: skip
     elif share:
-        plan.note(Verdict.no_equivalent, "stop_text_encoder_training_pct", "a share of the steps, "
-                  "whose number is not known; set adapter.text_encoder.freeze_after_steps.")  # fmt: skip
+        text = "a share of the steps, whose number is not known; set freeze_after_steps."
+        plan.note(Verdict.no_equivalent, "stop_text_encoder_training_pct", text)
 
 
 def _schedule_options(plan: Plan) -> None:
@@ -232,7 +234,7 @@ def _schedule_options(plan: Plan) -> None:
         "inverse_sqrt": ("lr_scheduler_timescale", "timescale", int),
         "warmup_stable_decay": ("lr_decay_steps", "decay_fraction", float),
     }
-    if kind in given:
+    if kind is not None and kind in given:
         name, key, cast = given[kind]
         value = plan.take(name)
         if value and not (key == "decay_fraction" and value >= 1):

@@ -26,8 +26,13 @@ AUGMENTATIONS = {"flip_aug": "flip", "random_crop": "random_crop", "color_aug": 
 SUBSET = (*CAPTIONS, *AUGMENTATIONS, "num_repeats", "image_dir", "metadata_file", "is_reg",
           "class_tokens", "caption_extension", "cache_info", "alpha_mask", "face_crop_aug_range",
           "conditioning_data_dir", "custom_attributes", "resize_interpolation")  # fmt: skip
-HUB = {"batch_size": "batch_size", "resolution": "train_resolution", "enable_bucket": "buckets",
-       "min_bucket_reso": "min_bucket_resolution", "max_bucket_reso": "max_bucket_resolution"}
+HUB = {
+    "batch_size": "batch_size",
+    "resolution": "train_resolution",
+    "enable_bucket": "buckets",
+    "min_bucket_reso": "min_bucket_resolution",
+    "max_bucket_reso": "max_bucket_resolution",
+}
 _IDLE = ("cache_info", "network_multiplier")
 
 
@@ -44,8 +49,8 @@ def merge_datasets(original: Original) -> None:
     for name in DATASET:
         values = [{**general, **dataset}.get(name) for dataset in datasets]
         if any(value != values[0] for value in values):
-            original.note(Verdict.no_equivalent, name, f"differs between datasets ({values}); a run "
-                          "has one, and that of the first is taken.")  # fmt: skip
+            text = f"differs between datasets ({values}); that of the first is taken for all."
+            original.note(Verdict.no_equivalent, name, text)
         if (value := first.get(name)) is not None and name not in _IDLE:
             hub = HUB.get(name, name)
             text = ",".join(map(str, value)) if isinstance(value, list) else value
@@ -103,9 +108,7 @@ def _put_prior(plan: Plan, options: dict[str, Any]) -> None:
     plan.put("data.prior.class_text", options.get("class_tokens"), "datasets")
 
 
-def _unknown(
-    original: Original, table: dict[str, Any], known: tuple[str, ...], where: str
-) -> None:
+def _unknown(original: Original, table: dict[str, Any], known: tuple[str, ...], where: str) -> None:
     for name in table:
         if name not in known:
             original.note(Verdict.mistake, f"{where}.{name}", f"is no option there. "

