@@ -55,7 +55,7 @@ def arguments(command: str) -> list[str]:
     rest = words[2:] if words[0] == "python" else words[1:]
     is_old = any(word == "experiment=old" for word in rest)
     own = ["--config-dir", "conf"] if is_old else []
-    trains = words[0] == "python" and "--help" not in rest or rest[0] == "check"
+    trains = (words[0] == "python" and "--help" not in rest) or rest[0] == "check"
     if trains and not is_old:
         own += SHORT + (TINY if any("BASE" in word for word in rest) else [])
     return [*start, *rest, *own]
