@@ -97,7 +97,7 @@ def queue(output: Path) -> Iterator[str]:
     yield _row("after the kill", folder, runs)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     yield _row("started again", folder, runs)
-    went_on = re.search(r"continues from\W+\S*?(step-\d+\.ckpt)", done.stdout.replace("\n", " "))
+    went_on = re.search(r"continues from.*?(step-\d+\.ckpt)", done.stdout, re.DOTALL)
     states = [json.loads(path.read_text()) for path in sorted(runs.glob("*/*/run.json"))]
     yield f"\nExit codes: killed, then {done.returncode}. The third run went on from"
     yield f"`{went_on[1] if went_on else 'NOTHING'}`; its run folder is the same. States:"
