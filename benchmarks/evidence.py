@@ -28,8 +28,8 @@ import demo_evidence
 import family_evidence
 import objective_evidence
 import optimizer_evidence
-import tool_evidence
 import settings_evidence
+import tool_evidence
 from runs import ROOT, only_run, train
 
 PAGE = ROOT / "docs" / "evidence.md"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loralab.app.captions import tag_counts, training_sources
-from loralab.app.composition import composed_config
+from loralab.app.composition import compose_config
 from loralab.app.folders import CONFIG_FILE, choose_folder, write_text
 from loralab.app.logs import quiet_libraries
 from loralab.app.preflight import Survey, preflight
@@ -38,7 +38,7 @@ def check_run(
     if out is not None and out.exists():
         raise ConfigError(Problem("--out", f"--out is {out}, which is there already; choose "
                                   "another folder."))  # fmt: skip
-    config = composed_config(overrides, config_dir=config_dir)
+    config = compose_config(overrides, config_dir=config_dir)
     folder = choose_folder(config)
     quiet_libraries()
     survey = preflight(config, folder)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from loralab.app.composition import composed_config
+from loralab.app.composition import compose_config
 from loralab.app.exits import CRASH, INTERRUPTED, USER_ERROR
 from loralab.app.folders import read_state, write_text
 from loralab.app.settings.experiment import load_settings
@@ -93,7 +93,7 @@ def _run(file: Path, overrides: Sequence[str], lock: IO[str]) -> Outcome:
         text = file.read_text("utf-8") if file.suffix == ".yaml" else load_settings(file).text
         write_text(experiment, text)
         given = [f"experiment={name}", *overrides, f"run_id={_run_id(place, file, name)}"]
-        config = composed_config(given, config_dir=place)
+        config = compose_config(given, config_dir=place)
     except UserError as error:
         print("\n".join(f"  - {problem}" for problem in error.problems))
         return Outcome(USER_ERROR, None, str(error))
