@@ -72,13 +72,14 @@ def test_module_dropout_leaves_out_its_share_of_modules(tiny: Tiny, kind: str) -
 
 
 @effect("adapter.weight_norm.type", "adapter.weight_norm.max")
-@pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "tucker"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "tucker", "dylora"])
 def test_no_update_of_any_kind_is_larger_than_the_limit(tiny: Tiny, kind: str) -> None:
     def norms(*overrides: str) -> list[float]:
         layers: dict[str, Any] = adapter_layers(
             fitted(tiny, kind, "export.layouts=[]", *overrides).job.module.adapted["unet"]
         )
-        return [float(layer.get_delta_weight("default").norm()) for layer in layers.values()]
+        updates = [layer.get_delta_weight("default").detach() for layer in layers.values()]
+        return [float(update.norm()) for update in updates]
 
     free = norms()
     limit = sorted(free)[len(free) // 2]
@@ -93,13 +94,13 @@ def test_rank_stabilized_files_of_any_kind_hold_the_alpha_of_their_scale(
     tiny: Tiny, kind: str
 ) -> None:
     run = tiny.run(
-        f"adapter.kind={kind}", "adapter.rank_stabilized=true", "adapter.rank=4",
+        f"adapter.kind={kind}", "adapter.rank_stabilized=true", "adapter.rank=2",
         "adapter.alpha=3", UNET_ONLY, ATTENTION, "export.layouts=[kohya]", "trainer.max_steps=1",
     )  # fmt: skip
-    alphas = {float(t) for key, t in run.adapter.items() if key.endswith(".alpha")}
-    # 3 * sqrt(4), since readers divide by the rank; LoKr of two whole factors has no rank.
-    assert 6.0 in alphas
-    assert alphas <= ({6.0, 4.0} if kind == "lokr" else {6.0})
+    alphas = {round(float(t), 4) for key, t in run.adapter.items() if key.endswith(".alpha")}
+    # 3 * sqrt(2), since readers divide by the rank; LoKr of two whole factors has no rank.
+    assert 4.2426 in alphas
+    assert alphas <= ({4.2426, 2.0} if kind == "lokr" else {4.2426})
 
 
 @effect("adapter.constraint")
@@ -111,7 +112,10 @@ def test_rotations_keep_within_the_constraint(tiny: Tiny, kind: str) -> None:
             .job.module.adapted["unet"]
         )  # fmt: skip
         return max(
-            float(layer.get_delta_weight("default").norm() / layer.get_base_layer().weight.norm())
+            float(
+                layer.get_delta_weight("default").detach().norm()
+                / layer.get_base_layer().weight.norm()
+            )
             for layer in layers.values()
         )
 
