@@ -47,7 +47,7 @@ def test_check_writes_what_it_is_asked_for_and_nothing_else(
     out = tmp_path / "plan"
     check_run([f"output_dir={tmp_path / 'outputs'}", "adapter.rank=6"], out=out)
     text = capsys.readouterr().out
-    for words in ("buckets", "200 in all", "▁", "cyanotype 57", "nothing was trained"):
+    for words in ("buckets", "240 in all", "▁", "cyanotype 57", "nothing was trained"):
         assert words in text
     assert sorted(path.name for path in out.iterdir()) == [
         "config.yaml", "lr.png", "settings.json", "tags.txt"

@@ -24,6 +24,24 @@ DATA_CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         {"data.buckets.sizes": ["512x512"]},
     ),
     (
+        "resolution_schedule_ascends",
+        {"data.resolution_schedule": ["0:512", "half:512"]},
+        "data.resolution_schedule",
+        {"data.resolution_schedule": ["0:256", "0.5:512"]},
+    ),
+    (
+        "resolution_schedule_ascends",
+        {"data.resolution_schedule": ["0:250"]},
+        "data.resolution_schedule",
+        {"data.resolution_schedule": ["0:256"]},
+    ),
+    (
+        "resolution_schedule_ascends",
+        {"data.resolution_schedule": ["0.5:256", "0:512"]},
+        "data.resolution_schedule",
+        {"data.resolution_schedule": ["0:256"]},
+    ),
+    (
         "one_way_to_buckets",
         {"data.buckets.enabled": False, "data.buckets.no_upscale": True},
         "data.buckets.no_upscale",

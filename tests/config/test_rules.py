@@ -288,9 +288,20 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ),
     (
         "_recordings_are_whole",
-        {"record": True, "fused_backward": True, "trainer.gradient_clip_val": None},
+        {
+            "record": True,
+            "fused_backward": True,
+            "trainer.gradient_clip_val": None,
+            "callbacks.dead_adapters": None,
+        },
         "record",
         {"record": True},
+    ),
+    (
+        "_kept_settings_are_settings",
+        {"compat.kept_settings": {"lernrate": 1}},
+        "compat.kept_settings",
+        {"compat.kept_settings": {"unet_lr": 1}},
     ),
     (
         "_recordings_are_whole",

@@ -76,8 +76,8 @@ def test_a_run_spreads_its_timesteps_over_each_window(tiny: Tiny) -> None:
     seen: list[Tensor] = []
     record = built.job.module.record
 
-    def note(loss: object, terms: object, sample: object, weight: object) -> None:
-        record(loss, terms, sample, weight)  # type: ignore[arg-type]
+    def note(terms: object, latents: object, sample: object, weight: object) -> None:
+        record(terms, latents, sample, weight)  # type: ignore[arg-type]
         seen.append(sample.timesteps)  # type: ignore[attr-defined]
 
     built.job.module.record = note  # type: ignore[method-assign]

@@ -19,7 +19,7 @@ from tests.toy_optimizer import RECIPES, Toy, installed, recipe
 OTHER: dict[str, Any] = {
     "lr": 0.5, "betas": [0.5, 0.6], "weight_decay": 0.3, "eps": 0.1, "momentum": 0.3,
     "nesterov": False, "alpha": 0.3, "scale_parameter": True, "warmup_init": True,
-    "clip_threshold": 0.01, "d0": 1e-4, "d_coef": 0.01, "use_bias_correction": False,
+    "clip_threshold": 0.01, "d0": 1e-4, "d_coef": 1e4, "use_bias_correction": False,
     "weight_decouple": False, "ns_steps": 1, "precondition_frequency": 1,
     "t_alpha_beta3": 100,
 }  # fmt: skip
@@ -28,6 +28,7 @@ ELSEWHERE = ("fused", "min_8bit_size", "relative_step", "safeguard_warmup")
 NEEDS = {  # argument -> what must be set for it to be read
     ("lion", "betas"): {"lr": 0.5},  # signs of momenta differ once they turn
     ("lion8bit", "betas"): {"lr": 0.5},
+    ("prodigy_schedulefree", "d_coef"): {"d0": 1e-3},  # from far below, twelve steps go nowhere
     ("adafactor", "warmup_init"): {"lr": None, "relative_step": True},
 }
 

@@ -158,7 +158,10 @@ WORLD = {
         "trainer.max_steps=null trainer.max_epochs=1 scheduler.warmup_steps=90",
         ["scheduler.warmup_steps is 90", "steps of the run"],
     ),
-    "no checkpoint": ("resume=/nowhere.ckpt", ["resume is /nowhere.ckpt", "not a file"]),
+    "no checkpoint": (
+        "resume=/nowhere.ckpt",
+        ["resume is /nowhere.ckpt", "neither a run folder nor a file"],
+    ),
     "file that is no checkpoint": ("resume=train.yaml", ["train.yaml", "is missing"]),
     "output folder in a file": ("output_dir=train.yaml/x", ["output_dir:", "cannot be written"]),
     "cache folder in a file": (

@@ -41,6 +41,7 @@ def test_smoke_on_the_demo_base_ends_with_two_files_and_says_what_to_do_next(
         "hparams.yaml",
         "lr.png",
         "run.json",
+        "settings.json",
         "train.log",
     ]
     for line in (folder / "train.log").read_text().splitlines():
