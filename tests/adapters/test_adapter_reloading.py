@@ -16,8 +16,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("reloading")
 
 
+CASES = [  # the first family stands for the others but in the slow tests
+    case if case[1] == "sd1" or case[0] == "lora" else pytest.param(*case, marks=pytest.mark.slow)
+    for case in cases()
+]
+
+
 @pytest.mark.filterwarnings("ignore")  # of the libraries that read
-@pytest.mark.parametrize(("kind", "family", "layout"), list(cases()))
+@pytest.mark.parametrize(("kind", "family", "layout"), CASES)
 def test_reloaded_file_gives_the_outputs_of_the_trained_model(
     folder: Path, kind: str, family: str, layout: str
 ) -> None:

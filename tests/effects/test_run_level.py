@@ -130,6 +130,7 @@ def test_drawings_of_anything_but_the_demo_are_refused(tiny: Tiny) -> None:
     assert "Set demo_quality=0." in str(problem)
 
 
+@pytest.mark.slow
 @effect("demo_quality")
 def test_every_drawing_more_of_a_subject_is_judged(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch

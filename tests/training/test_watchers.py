@@ -174,6 +174,7 @@ def test_planted_overfit_stops_where_patience_is_over(
     assert f"step {expected}: stopping early, {patience} validations without improvement" in text
 
 
+@pytest.mark.slow
 def test_resumed_run_stops_at_the_same_step_with_the_same_bits(run: Run, tmp_path: Path) -> None:
     whole = run(patience=3)
     end = whole.global_step
@@ -203,6 +204,7 @@ def test_best_checkpoint_is_the_lowest_loss_and_the_only_one(run: Run, tmp_path:
                for key in same["state_dict"])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_run_continues_from_the_best_checkpoint_as_if_nothing_had_happened(
     run: Run, tmp_path: Path
 ) -> None:
@@ -265,6 +267,7 @@ def test_interrupt_stops_without_validating_and_the_resumed_run_makes_up_for_it(
         ]
 
 
+@pytest.mark.slow
 def test_best_saved_while_making_up_for_a_validation_continues_exactly(
     run: Run, tmp_path: Path
 ) -> None:
@@ -288,6 +291,7 @@ def test_best_saved_while_making_up_for_a_validation_continues_exactly(
     assert losses(again) == losses(whole)[1:]
 
 
+@pytest.mark.slow
 def test_plateau_lowers_the_rate_after_a_validation_and_resumes_exactly(
     run: Run, tmp_path: Path
 ) -> None:
@@ -330,6 +334,7 @@ def test_run_that_stops_inside_an_epoch_exports_no_epoch(run: Run) -> None:
     assert written == ["-epoch0001"]
 
 
+@pytest.mark.slow
 def test_alarm_is_a_text_in_tensorboard(run: Run, tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="board")
     run(logger=logger)
@@ -341,6 +346,7 @@ def test_alarm_is_a_text_in_tensorboard(run: Run, tmp_path: Path) -> None:
     assert len(events.Scalars("val/loss_stderr")) == STEPS / 2
 
 
+@pytest.mark.slow
 def test_callbacks_of_lightning_may_watch_the_loss(run: Run) -> None:
     stopping = LightningStopping(monitor="val/loss", patience=2, mode="min")
     trainer = run(extra=(stopping,))
