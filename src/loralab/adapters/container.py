@@ -91,7 +91,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     try:
         file = safe_open(path, framework="pt", device="cpu")
     except (OSError, SafetensorError) as error:
-        text = f"{path} cannot be read as a safetensors file: {error}."
+        text = f"{path} cannot be read as a safetensors file ({error}); restore it or give another."
         raise AdapterError(Problem(str(path), text)) from error
     with file:
         yield TensorFile(

@@ -78,7 +78,7 @@ def read_recording(path: Path) -> Recording:
     try:
         content = load_file(path)
     except (OSError, SafetensorError) as error:
-        text = f"{path} cannot be read as a safetensors file: {error}."
+        text = f"{path} cannot be read as a safetensors file ({error}); restore it or give another."
         raise DataError(Problem(str(path), text)) from error
     found: dict[int, MicroBatchTensors] = {}
     unused: list[str] = []
