@@ -8,7 +8,6 @@ from pathlib import Path
 from loralab.app.captions import tag_counts, training_sources
 from loralab.app.composition import compose_config
 from loralab.app.folders import CONFIG_FILE, choose_folder, write_text
-from loralab.app.logs import quiet_libraries
 from loralab.app.preflight import Survey, preflight
 from loralab.app.report import show_plan
 from loralab.app.schedule import CHART_FILE, draw_schedule
@@ -40,7 +39,6 @@ def check_run(
                                   "another folder."))  # fmt: skip
     config = compose_config(overrides, config_dir=config_dir)
     folder = choose_folder(config)
-    quiet_libraries()
     survey = preflight(config, folder)
     show_plan(config, survey, folder)
     show_dry_run(config, survey)

@@ -26,7 +26,5 @@ def evaluate_demo(
 
     read_run(run)  # refused before torch loads
     from loralab.app.demo_quality import evaluate_run
-    from loralab.app.logs import quiet_libraries
 
-    quiet_libraries()
     evaluate_run(run, rounds=drawings)

@@ -27,11 +27,9 @@ def export(
     """
     from loralab.app import tool_output
     from loralab.app.checkpoint_export import export_checkpoint
-    from loralab.app.logs import quiet_libraries
     from loralab.app.target import Target
 
     target = Target.of(out, to=to, precision=precision, overwrite=overwrite)
-    quiet_libraries()
     checkpoint, steps = export_checkpoint(run, target)
     text = f"{out}: step {steps}, from {checkpoint}."
     tool_output.show_outcome(text, as_json=as_json, steps=steps, checkpoint=str(checkpoint))

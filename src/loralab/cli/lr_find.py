@@ -24,10 +24,8 @@ def lr_find(
     the curve is smooth and a single short run tells. Nothing of the run is kept but the chart.
     """
     from loralab.app.composition import compose_config
-    from loralab.app.logs import quiet_libraries
 
     config = compose_config(overrides or [])  # refused before torch loads
-    quiet_libraries()
     from loralab.app.rate_finder import find_rate
 
     find_rate(config, low=low, high=high, steps=steps, images=images, chart=chart)

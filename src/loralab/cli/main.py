@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from loralab.app.exits import exit_codes
+from loralab.app.logs import quiet_libraries
 from loralab.cli import cache, settings
 from loralab.cli.check import check
 from loralab.cli.convert import convert
@@ -30,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # paragraphs of docstrings flow
     pretty_exceptions_enable=False,  # ours say what went wrong
 )
+app.callback()(quiet_libraries)  # before any command imports them
 app.command("evaluate-demo")(evaluate_demo)
 app.command("lr-find")(lr_find)
 TRAINING = (check, describe, queue, replay)

@@ -30,8 +30,6 @@ def replay(
     raw, problems = compose_run(overrides or [])  # refused before torch loads
     if problems:
         raise ConfigError(*problems)
-    from loralab.app.logs import quiet_libraries
     from loralab.app.replay import replay_run
 
-    quiet_libraries()
     replay_run(raw, batches, out)

@@ -37,7 +37,6 @@ def sample(
 ) -> None:
     """Draw prompts with an adapter and with its base, at the same seeds, into one grid."""
     from loralab.app import sample as sampling
-    from loralab.app.logs import quiet_libraries
     from loralab.app.prompt_lines import Shot, read_prompt_file
     from loralab.app.target import taken_problems
     from loralab.errors import ConfigError, Problem
@@ -55,6 +54,5 @@ def sample(
     defaults = Shot("", negative, width or side, height or side, seed, steps, guidance, strength)
     shots = [Shot(**{**vars(defaults), "prompt": text}) for text in prompt or ()]
     shots += read_prompt_file(prompts, defaults) if prompts is not None else []
-    quiet_libraries()
     sampling.draw_grid(found, shots, out, base=base, with_base=not adapter_only)
     print(f"{out}: {len(shots)} prompts with {found.adapter}.")
