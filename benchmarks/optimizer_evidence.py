@@ -166,7 +166,7 @@ def wrong_values(output: Path) -> Iterator[str]:
         ("optimizer=paged_adamw8bit",),
         ("ema=default", "ema.decay=1.5"),
         ("ema=default", "ema.use_for=[]"),
-        ("ema=default", "ema.start_step=200"),
+        ("ema=default", "ema.start_step=1000"),
         ("ema=default", "optimizer=adamw_schedulefree", "scheduler=constant"),
     )  # fmt: skip
     yield "| command: `python train.py` … | answer |\n|---|---|"
