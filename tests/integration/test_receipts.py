@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors import safe_open
 
 from tests.integration.artifacts import last_checkpoint
@@ -32,6 +33,7 @@ def receipts(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_receipts_are_alike_for_workers_caches_ranks_and_a_resumed_run(
     cli: Cli, tiny: list[str], output: Path
 ) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from loralab.app.logs import quiet_libraries
 from loralab.cli.replay import replay
 from tests.independent_loop import Recipe, train
 from tests.integration.cli import Cli
@@ -104,6 +105,7 @@ def test_a_replay_is_the_run_bit_for_bit(
     run: Recorded, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.safetensors"
+    quiet_libraries()  # as before every command
     replay(run.batches, out, [*run.overrides, f"adapter.init_from={run.start}"])
     said = capfd.readouterr()
     ours = load_file(out)
@@ -122,6 +124,7 @@ def test_a_replay_comes_to_the_numbers_of_a_loop_that_is_not_ours(
     foreign = tmp_path / "foreign.safetensors"
     save_file({k: t for k, t in content.items() if k.partition(".")[2] in kept}, foreign)
     out = tmp_path / "out.safetensors"
+    quiet_libraries()
     replay(foreign, out, [*run.overrides, f"adapter.init_from={run.start}"])
     losses, norms, rates = lines(capfd.readouterr().out)
 

@@ -211,6 +211,7 @@ def test_nothing_on_the_device_is_in_double_precision(
     assert errors.shape == (4, 3)
 
 
+@pytest.mark.slow
 def test_validation_changes_neither_training_nor_its_dropout(
     make_module: Make, make_data: Make, make_trainer: Make, items: list[Item]
 ) -> None:
