@@ -1,13 +1,13 @@
 """A folder of settings files, trained one after another, each as a process of its own.
 
 A file moves to `complete/` when its run has finished and to `failed/` when it cannot; what was
-interrupted stays and goes on at the next start. `.queue/` holds what is needed for that.
+interrupted stays and goes on at the next start. `.queue/` holds what is needed for that. Windows
+has neither the lock nor the training's end with the queue: start one queue there at a time.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from loralab.app.composition import compose_config
 from loralab.app.exits import CRASH, INTERRUPTED, USER_ERROR
@@ -28,6 +28,9 @@ from loralab.app.folders import read_state, write_text
 from loralab.app.settings.experiment import load_settings
 from loralab.config.records import RunConfig
 from loralab.errors import ConfigError, Problem, UserError
+
+if sys.platform != "win32":
+    import fcntl
 
 ENDINGS = (".json", ".toml", ".txt", ".sh", ".bat", ".ps1", ".safetensors", ".yaml")
 _TRAIN = "from loralab.app.entry import main; main()"
@@ -129,10 +132,12 @@ def _run_id(place: Path, file: Path, name: str) -> str:
 
 def _train(arguments: Sequence[str], log: Path, lock: IO[str]) -> int:
     """Run a training as a process of its own, which ends with this one; return its exit code."""
+    bond: dict[str, Any] = {}
+    if sys.platform != "win32":
+        bond = {"pass_fds": [lock.fileno()], "preexec_fn": _die_with_parent}
     with log.open("a", encoding="utf-8") as file, subprocess.Popen(
         [sys.executable, "-u", "-c", _TRAIN, *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        pass_fds=[lock.fileno()], preexec_fn=_die_with_parent,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **bond,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         while True:
@@ -159,7 +164,8 @@ def _only_one(folder: Path) -> Iterator[IO[str]]:
     place.parent.mkdir(exist_ok=True)
     with place.open("w", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if sys.platform != "win32":
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             text = f"{folder} is worked on by another queue; wait for its end."
             raise ConfigError(Problem(str(folder), text)) from error

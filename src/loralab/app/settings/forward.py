@@ -104,13 +104,7 @@ def _rates(plan: Plan) -> None:
             plan.put(f"adapter.{part}.lr", own, name)
             plan.put(f"adapter.{part}.lr_scale", 1.0, name)
     if plan.take("use_8bit_adam"):
-        option = recipe("adamw8bit")
-        if option:
-            plan.choose("optimizer", option, "use_8bit_adam")
-        else:
-            plan.note(
-                Verdict.no_equivalent, "use_8bit_adam", "there is no recipe of an 8-bit Adam."
-            )
+        plan.choose("optimizer", "adamw8bit", "use_8bit_adam")
 
 
 def recipe(name: str) -> str | None:

@@ -18,18 +18,11 @@ from loralab.adapters import container
 from loralab.adapters.export import write_adapter
 from loralab.data.recording import MicroBatchTensors, write_tensors
 from loralab.errors import Problem, ResumeError
-from loralab.training.callbacks.steps import StepCallback
+from loralab.training.callbacks.steps import StepCallback, gradient_norm
 from loralab.training.module import LoRATrainingModule
 
 FOLDER, PIECES = "recording", "pieces"
 START_FILE, BATCHES_FILE = "start.safetensors", "batches.safetensors"
-
-
-def gradient_norm(optimizer: Any) -> Tensor | None:
-    """Return the norm () of all gradients together, over all parameter groups; None without any."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
-    present = [gradient for gradient in gradients if gradient is not None]
-    return torch.stack(list(torch._foreach_norm(present))).norm() if present else None
 
 
 class MicroStepCallback(StepCallback):

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from loralab.adapters.state import adapter_norm
 from loralab.errors import Problem, UserError
-from loralab.training.callbacks.recording import gradient_norm
-from loralab.training.callbacks.steps import StepCallback
+from loralab.training.callbacks.steps import StepCallback, gradient_norm
 from loralab.training.module import LoRATrainingModule
 
 NUM_BANDS = 4

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as L
+import torch
+from torch import Tensor
 
 
 class StepCallback(L.Callback):
@@ -31,3 +33,10 @@ class StepCallback(L.Callback):
 
     def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Take notice; ``trainer.global_step`` counts the step that has been taken."""
+
+
+def gradient_norm(optimizer: Any) -> Tensor | None:
+    """Return the norm () of all gradients together, over all parameter groups; None without any."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    present = [gradient for gradient in gradients if gradient is not None]
+    return torch.stack(list(torch._foreach_norm(present))).norm() if present else None
