@@ -20,6 +20,12 @@ QUICK = ("--steps", "2")
 SIDE, MARGIN, HEADING = 64, 12, 30  # of a grid's cells
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures without a name go to the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     root: Path = tmp_path_factory.mktemp("sample")

@@ -18,7 +18,7 @@ from tests.tiny import (
     make_tiny_sdxl,
 )
 
-Record = Callable[[str, object], None]  # keeps a figure beside a test's result
+Record = Callable[[str, float], None]  # keeps a figure beside a test's result; a plain number
 
 
 @dataclass(frozen=True)

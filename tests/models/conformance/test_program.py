@@ -138,7 +138,7 @@ def test_a_run_in_a_new_process_previews_what_diffusers_draws(
         }
     (file,) = (run / "adapters").glob("tiny.safetensors")
     drawn = draw(case, folder, file, schedule)[0].permute(1, 2, 0).numpy() * 255
-    difference = np.abs(pixels[:, 64:] - drawn).max()
+    difference = float(np.abs(pixels[:, 64:] - drawn).max())
     record_property(ending or "epsilon", difference)
     assert difference <= 0.51, "eight bits"
     assert np.abs(pixels[:, :64] - drawn).max() > 5, "the base, on the left, draws something else"
