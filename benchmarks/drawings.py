@@ -15,6 +15,7 @@ from torch import Tensor
 from loralab.demo import base_dir, images_dir
 from loralab.demo.concepts import CONCEPTS
 from loralab.demo.evaluation.content import ContentMatcher
+from loralab.demo.evaluation.sheet import Row, draw_sheet
 from loralab.demo.icons import Icons, read_icons, to_picture, to_tile
 
 STEPS, GUIDANCE, AT_ONCE = 20, 4.0, 20
@@ -100,17 +101,19 @@ def subject_figures(adapters: dict[str, Path | None], path: Path) -> list[tuple[
     clocks = [label.strip() for label in CONCEPTS["clock"].split(";")]
     asked = [label for label in clocks for _ in range(8)]
     prompts = [", ".join(("noto", *icons.captions[label][:3])) for label in asked]
-    rows, shown, texts, originals = [], [], [], np.zeros(0)
+    rows, originals = [], np.zeros(0)
+    shown: dict[str, Row] = {}
     for name, adapter in adapters.items():
         pipeline = load_pipeline(adapter)
         subject = draw(pipeline, [SUBJECT_PROMPT] * 24, range(24))
         others = draw(pipeline, prompts, list(range(8)) * len(clocks))
         pixels = np.stack([np.asarray(picture, dtype=np.float32) / 255 for picture in others])
         originals = originals if originals.size else pixels
-        found = [row[0] for row in rank(matcher, others)]
-        is_subject = [row[0].startswith(WALL_CLOCK) for row in rank(matcher, subject)]
+        found = [_one_name(row[0]) for row in rank(matcher, others)]
+        triggered = [_one_name(row[0]) for row in rank(matcher, subject)]
+        is_subject = [label == WALL_CLOCK for label in triggered]
         right = [one == other for one, other in zip(found, asked, strict=True)]
-        became = [label.startswith(WALL_CLOCK) for label in found]
+        became = [label == WALL_CLOCK for label in found]
         rows.append(
             (
                 name,
@@ -120,10 +123,20 @@ def subject_figures(adapters: dict[str, Path | None], path: Path) -> list[tuple[
                 f"{np.abs(pixels - originals).mean():.3f}",
             )
         )
-        shown += [*subject[:4], *others[::4]]
-        texts += [*[f"{name}: kiroku"] * 4, *[icons.captions[label][0] for label in asked[::4]]]
-    grid(shown, texts, len(shown) // len(adapters)).save(path, optimize=True)
+        pictures = [pil_to_tensor(picture) for picture in [*subject[:2], *others[::4]]]
+        shown[name] = pictures, [*triggered[:2], *found[::4]]
+    draw_sheet([WALL_CLOCK, WALL_CLOCK, *asked[::4]], shown).save(path, optimize=True)
     return rows
+
+
+def pil_to_tensor(picture: Image.Image) -> Tensor:
+    """Return a picture as (3, H, W) uint8."""
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+
+
+def _one_name(label: str) -> str:
+    """The wall clock is among the candidates once for every hour."""
+    return WALL_CLOCK if label.startswith(WALL_CLOCK) else label
 
 
 def _with_wall_clock(icons: Icons) -> Icons:
