@@ -28,11 +28,13 @@ class Target:
     Attributes:
         layout: ``kohya`` or ``diffusers``.
         dtype: Of all tensors; None is that of the input.
+        overwrite: Files of this name may be replaced.
     """
 
     path: Path
     layout: str
     dtype: torch.dtype | None
+    overwrite: bool = False
 
     @classmethod
     def of(
@@ -59,7 +61,12 @@ class Target:
                 problems.append(Problem(option, text))
         if problems:
             raise AdapterError(*problems)
-        return cls(path, LAYOUTS[to], None if precision is None else DTYPES[precision])
+        dtype = None if precision is None else DTYPES[precision]
+        return cls(path, LAYOUTS[to], dtype, overwrite)
+
+    def taken_problems(self, path: Path) -> list[Problem]:
+        """Return a problem when a file that goes with this one is there and may not be replaced."""
+        return taken_problems(path, overwrite=self.overwrite)
 
     def stream(self, *, family: str, like: torch.dtype = torch.float32) -> AdapterStream:
         """Return the file, to be given its modules one by one.
