@@ -131,7 +131,8 @@ class ModuleWeights:
         """
         algorithm = ALGORITHMS[self.algorithm]
         if base is None and (algorithm.needs_base or DORA in self.tensors):
-            text = f"the update of {self.algorithm} depends on the base model; give its weights"
+            kind = "dora" if DORA in self.tensors else self.algorithm
+            text = f"the update of {kind} depends on the base model; merge it into a base instead"
             raise AdapterError(Problem("base", text))
         tensors = {name: tensor.detach().to(dtype) for name, tensor in self.tensors.items()}
         weight = None if base is None else base.detach().to(dtype)

@@ -117,7 +117,13 @@ def _added(
             with naming(place.name, [adapter.file.path]):
                 weights = adapter.module(place.name)
                 weights.add_to(place.of(total), place.of(tensor), strength=scale)
-        return total.to(tensor.dtype)
+        merged = total.to(tensor.dtype)
+        if not bool(merged.isfinite().all()):
+            files = ", ".join(str(adapter.file.path) for _, adapter, _ in wanted)
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            text = f"{key} of {file.path} with {files} is not finite in {dtype}; lower --weight."
+            raise AdapterError(Problem("--weight", text))
+        return merged
 
     return LazyTensor(file.shape(key), file.load(key).dtype, load)
 
@@ -163,7 +169,10 @@ def _pairs(base: Path, tuned: Path) -> Iterator[tuple[ModuleName, Tensor, Tensor
                     continue
                 one, other = before.load(key), after.load(key)
                 if one.shape != other.shape:
-                    text = f"{key} is {tuple(one.shape)} in {base} and {tuple(other.shape)} there."
+                    text = (
+                        f"{key} is {tuple(other.shape)} in {tuned} and {tuple(one.shape)} in "
+                        f"{base}; give two models of one family."
+                    )
                     raise AdapterError(Problem(str(tuned), text))
                 for place in found:
                     if place.name.part in PARTS and not _is_outside(place.name):
