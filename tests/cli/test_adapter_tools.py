@@ -223,3 +223,42 @@ def test_a_half_precision_file_stays_one_and_says_its_new_rank(file: Path, tmp_p
     found = tools.inspect(small)
     assert {(row["dtype"], row["rank"]) for row in found["modules"]} == {("float16", 2)}
     assert found["metadata"]["ss_network_dim"] == found["metadata"]["ss_network_alpha"] == "2"
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf"])
+def test_a_weight_that_is_no_number_is_refused(
+    base: Path, file: Path, tmp_path: Path, weight: str
+) -> None:
+    for out, options in ((tmp_path / "m", ("--base", base)), (tmp_path / "m.safetensors", ())):
+        with pytest.raises(UserError, match=f"--weight is {weight}; it must be a finite number"):
+            loralab("merge", file, "--out", out, "--weight", weight, *options)
+        assert not out.exists()
+
+
+def test_a_merged_base_that_overflows_is_refused(base: Path, file: Path, tmp_path: Path) -> None:
+    loud, out = tmp_path / "loud.safetensors", tmp_path / "merged"
+    save_file({k: t * 1e6 if "alpha" in k else t for k, t in load_file(file).items()}, loud)
+    with pytest.raises(UserError, match="is not finite in float32; lower --weight") as caught:
+        loralab("merge", loud, "--out", out, "--weight", 3e38, "--base", base)
+    assert len(caught.value.problems) == 1
+    assert list(tmp_path.iterdir()) == [loud], "nothing half written stays"
+
+
+def test_a_base_model_is_told_to_be_no_adapter_in_one_sentence(base: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no adapter \(\d+ other tensors\)") as caught:
+        tools.inspect(base / "unet" / "diffusion_pytorch_model.safetensors")
+    assert len(caught.value.problems) == 1
+
+
+def test_adapters_with_linear_layers_and_with_1x1_convolutions_can_be_added(
+    file: Path, tmp_path: Path
+) -> None:
+    flat, out = tmp_path / "flat.safetensors", tmp_path / "sum.safetensors"
+    whole = load_file(file)
+    squeezed = {k: t.flatten(1) if t.shape[2:] == (1, 1) and "proj" in k else t
+                for k, t in whole.items()}  # fmt: skip
+    assert any(squeezed[key].dim() != whole[key].dim() for key in whole)
+    save_file({k: t.contiguous() for k, t in squeezed.items()}, flat)
+    for options in ((), ("--rank", RANK)):
+        loralab("merge", file, flat, "--out", out, "--overwrite", *options, "--json")
+        assert error(deltas(out), {n: 2 * d for n, d in deltas(file).items()}) < 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -48,6 +49,29 @@ def test_a_run_gives_the_file_that_training_wrote(trained: TinyRun, tmp_path: Pa
     same = ("sshs_model_hash", "ss_network_dim", "ss_network_alpha", "ss_session_id", "ss_steps",
             "loralab.data_digest", "loralab.order_receipts", "loralab.config")  # fmt: skip
     assert {key: mine[key] for key in same} == {key: theirs[key] for key in same}
+
+
+def test_the_file_has_a_card_beside_it(trained: TinyRun, tmp_path: Path) -> None:
+    out = tmp_path / "again.v2.safetensors"
+    loralab("export", trained.folder, out, "--json")
+    card = json.loads((tmp_path / "again.v2.json").read_text(encoding="utf-8"))
+    theirs = json.loads((trained.folder / "adapters" / "tiny.json").read_text(encoding="utf-8"))
+    assert card["files"] == {out.name: hashlib.sha256(out.read_bytes()).hexdigest()}
+    told = theirs.keys() - {"title", "files", "figures"}
+    assert {key: card[key] for key in told} == {key: theirs[key] for key in told}
+    assert card["figures"] == trained.metrics
+    assert "rank 2, alpha 3" in (tmp_path / "again.v2.md").read_text(encoding="utf-8")
+
+
+def test_a_card_that_is_there_is_kept(trained: TinyRun, tmp_path: Path) -> None:
+    out, notes = tmp_path / "again.safetensors", tmp_path / "again.md"
+    notes.write_text("my notes")
+    with pytest.raises(UserError, match=r"again\.md is there already; choose another name"):
+        loralab("export", trained.folder, out)
+    assert notes.read_text() == "my notes"
+    assert not out.exists()
+    loralab("export", trained.folder, out, "--overwrite", "--json")
+    assert notes.read_text().startswith("# again")
 
 
 def test_a_run_that_averages_gives_its_average(tmp_path: Path) -> None:

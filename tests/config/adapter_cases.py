@@ -55,4 +55,10 @@ ADAPTER_CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         "export.layouts",
         {"adapter.kind": "oft", "export.layouts": ["diffusers", "kohya"]},
     ),
+    (
+        "_thumbnails_need_previews",
+        {"export.modelspec.thumbnail": 64},
+        "export.modelspec.thumbnail",
+        {"export.modelspec.thumbnail": 64, "preview.prompts": ["a square"]},
+    ),
 ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -179,6 +182,37 @@ def test_the_hash_in_the_metadata_is_that_of_the_bytes_after_the_header(tiny: Ti
     assert run.metadata["sshs_model_hash"] == hashlib.sha256(data[begin:]).hexdigest()
     frequency = json.loads(run.metadata["ss_tag_frequency"])
     assert all(isinstance(count, int) for tags in frequency.values() for count in tags.values())
+
+
+def test_bucket_info_gives_the_mean_error_of_the_ratios(tiny: Tiny) -> None:
+    options = ("trainer.max_steps=1", "data.buckets.step=32")
+    info = json.loads(tiny.run(*options).metadata["ss_bucket_info"])
+    sizes = {
+        item.record.path: (item.record.width, item.record.height, item.bucket)
+        for item in tiny.survey(*options).items
+    }
+    errors = [abs(bucket.width / bucket.height - width / height)
+              for width, height, bucket in sizes.values()]  # fmt: skip
+    assert max(errors) > 0
+    assert info["mean_img_ar_error"] == pytest.approx(sum(errors) / len(errors), rel=1e-12)
+
+
+@effect("export.modelspec.thumbnail")
+def test_the_preview_is_kept_in_the_metadata(tiny: Tiny) -> None:
+    drawn = ("preview.prompts=[a square, a circle]", "preview.steps=2", ONE_STEP)
+    assert "modelspec.thumbnail" not in tiny.run(*drawn).metadata
+    url = tiny.run(*drawn, "export.modelspec.thumbnail=32").metadata["modelspec.thumbnail"]
+    kind, _, data = url.partition(",")
+    assert kind == "data:image/jpeg;base64"
+    picture = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert (picture.format, picture.size) == ("JPEG", (32, 32))
+    assert len(url) < 4000
+
+
+@effect("export.modelspec.thumbnail")
+def test_a_thumbnail_without_previews_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match="is 64, but no previews are drawn; name prompts in"):
+        tiny.survey("export.modelspec.thumbnail=64")
 
 
 @pytest.mark.parametrize(

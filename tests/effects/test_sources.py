@@ -51,6 +51,29 @@ def test_problems_of_several_sources_are_told_together(tiny: Tiny, tmp_path: Pat
     ]
 
 
+def test_files_of_several_sources_tell_of_each(tiny: Tiny, tmp_path: Path) -> None:
+    one, other = tmp_path / "a" / "pictures", tmp_path / "b" / "pictures"
+    for number, folder in enumerate((one, other)):
+        make_images(folder, count=3, seed=20 + number)
+    options = "captions: {prefix: 'a drawing,'}"
+    run = tiny.run(
+        *sources(f"image_dir: {one}, repeats: 4, {options}", f"image_dir: {other}"),
+        "trainer.max_steps=1",
+    )
+    folders = json.loads(run.metadata["ss_dataset_dirs"])
+    assert folders == {
+        "pictures": {"n_repeats": 4, "img_count": 3},
+        "pictures (2)": {"n_repeats": 1, "img_count": 3},
+    }
+    assert json.loads(run.metadata["ss_tag_frequency"]).keys() == folders.keys()
+    (dataset,) = json.loads(run.metadata["ss_datasets"])
+    assert (dataset["num_train_images"], dataset["num_reg_images"]) == (15, 0)
+    assert dataset["batch_size_per_device"] == 2
+    found = [(s["num_repeats"], s["img_count"], s["caption_prefix"]) for s in dataset["subsets"]]
+    assert found == [(4, 3, "a drawing,"), (1, 3, None)]
+    assert "ss_datasets" not in tiny.run("trainer.max_steps=1").metadata
+
+
 @effect("data.sources[].repeats")
 def test_repeats_of_a_source_are_its_own(tiny: Tiny, two: tuple[Path, Path]) -> None:
     one, other = two

@@ -10,6 +10,7 @@ import hashlib
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def write(
             f"{path} ends in {path.suffix or 'nothing'}; it must be one of {', '.join(SUFFIXES)}."
         )
         raise AdapterError(Problem(str(path), text))
-    with _replacing(path) as file:
+    with refusals(path), replacing(path) as part, part.open("wb") as file:
         if path.suffix in PICKLES:
             torch.save({key: tensor.load() for key, tensor in tensors.items()}, file)
         else:
@@ -174,8 +175,7 @@ def _write_safetensors(
     for key in order:
         tensor = tensors[key].load().detach().cpu().contiguous()
         assert tuple(tensor.shape) == tensors[key].shape, f"{key} changed its shape"
-        flat = tensor.reshape(-1).view(torch.uint8)
-        data = memoryview(flat.numpy()) if tensor.numel() else b""  # type: ignore[arg-type]
+        data = bytes_of(tensor)
         file.write(data)
         digest.update(data)
         legacy.update(data)
@@ -224,12 +224,21 @@ class _LegacyHash:
         return self.digest.hexdigest()[:8]
 
 
+def bytes_of(tensor: Tensor) -> memoryview | bytes:
+    """Return the bytes of a contiguous tensor on the CPU, not copied."""
+    flat = tensor.reshape(-1).view(torch.uint8)
+    return memoryview(flat.numpy()) if tensor.numel() else b""  # type: ignore[arg-type]
+
+
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Give a temporary file that takes the path's place when all went well."""
+def refusals(path: Path) -> Iterator[None]:
+    """Say in a sentence why a file could not be written.
+
+    Raises:
+        AdapterError: The file system refused inside the block.
+    """
     try:
-        with replacing(path) as part, part.open("wb") as file:
-            yield file
+        yield
     except OSError as error:
         text = f"{path} cannot be written: {error.strerror or error}; choose another folder."
         raise AdapterError(Problem(str(path), text)) from error
@@ -238,7 +247,10 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 def _unpickle(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of protocols that it then refuses
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Files of torch 1.6 and later are read page by page, like safetensors.
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except pickle.UnpicklingError as error:
         text = (
             f"{path} holds Python objects beside tensors, which could run code; "

@@ -29,6 +29,7 @@ from loralab.adapters.layouts import (
 from loralab.adapters.names import SD1_PREFIXES, ModuleName
 from loralab.adapters.reader import read_modules
 from loralab.adapters.state import product_square
+from loralab.adapters.stream import not_finite
 from loralab.adapters.weights import DORA, ModuleWeights
 from loralab.errors import AdapterError, Collector, Problem
 
@@ -212,7 +213,7 @@ def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, LazyTe
 def _refuse_overflow(tensors: Mapping[str, LazyTensor], dtype: torch.dtype) -> None:
     """Refuse values that are not finite in the file's dtype."""
     problems = [
-        Problem(key, f"{key} is not finite in {dtype_name(dtype)}; nothing was written.")
+        not_finite(key, dtype)
         for key, tensor in tensors.items()
         if not bool(tensor.load().isfinite().all())
     ]

@@ -75,11 +75,12 @@ def index(keys: Iterable[str], *, source: str) -> dict[ModuleName, Entry]:
             problems.append(Problem(source, text))
             continue
         found.setdefault(name, (spelled, {}))[1][role] = key
+    if not found:
+        seen = f" ({len(problems)} other tensors)" if problems else ""
+        text = f"{source} holds no adapter{seen}; give a file with LoRA weights."
+        raise AdapterError(Problem(source, text))
     if problems:
         raise AdapterError(*problems)
-    if not found:
-        text = f"{source} holds no adapter; give a file with LoRA weights."
-        raise AdapterError(Problem(source, text))
     return {name: Entry(spelled, roles) for name, (spelled, roles) in found.items()}
 
 

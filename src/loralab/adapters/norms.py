@@ -7,8 +7,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from loralab.adapters.layers import adapter_parameters, layer_weights, live_delta
+from loralab.adapters.sizes import core_singular_values
 from loralab.adapters.state import product_square
-from loralab.adapters.weights import DOWN, MID, UP
+from loralab.adapters.weights import DOWN, UP
 
 NOT_A_FACTOR = "lora_magnitude_vector"
 
@@ -40,7 +41,7 @@ def limit_norm(layer: BaseTunerLayer, *, norm: str, largest: float) -> bool:
 def product_norm(layer: BaseTunerLayer, *, norm: str) -> Tensor:
     """Return the norm of a layer's product of factors, () float32."""
     weights = layer_weights(layer)
-    if weights.tensors.keys() >= {DOWN, UP} and MID not in weights.tensors:
+    if weights.tensors.keys() >= {DOWN, UP}:
         up, down = weights.factors(torch.float32)
         if norm == "frobenius":
             return product_square(up, down).sqrt()
@@ -56,21 +57,13 @@ def effective_rank(layer: BaseTunerLayer) -> float | None:
     None for kinds that are no product of two matrices.
     """
     weights = layer_weights(layer)
-    if not weights.tensors.keys() >= {DOWN, UP} or MID in weights.tensors:
+    if not weights.tensors.keys() >= {DOWN, UP}:
         return None
     values = core_singular_values(*weights.factors(torch.float32))
     if float(values.sum()) == 0:
         return 0.0
     shares = values / values.sum()
     return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
-
-
-def core_singular_values(up: Tensor, down: Tensor) -> Tensor:
-    """Return the singular values of up @ down, largest first, from a core of rank x rank."""
-    _, left = torch.linalg.qr(up)
-    _, right = torch.linalg.qr(down.mT)
-    values: Tensor = torch.linalg.svdvals(left @ right.mT)
-    return values
 
 
 def _num_factors(layer: BaseTunerLayer) -> int:

@@ -77,10 +77,10 @@ def adapter_norm(module: nn.Module) -> Tensor:
 def update_norm(layer: BaseTunerLayer) -> Tensor:
     """Return the Frobenius norm of one layer's update, () float32.
 
-    A plain LoRA's update is not formed: ||BA||^2 = tr((B'B)(AA')), two matrices of rank x rank.
+    A LoRA's update is not formed: ||BA||^2 = tr((B'B)(AA')), two matrices of rank x rank.
     """
     weights = layer_weights(layer)
-    if weights.is_plain:
+    if weights.is_product:
         return product_square(*weights.factors(torch.float32)).sqrt()
     norm: Tensor = live_delta(layer).norm()
     return norm

@@ -83,6 +83,11 @@ class ModuleWeights:
         return self.tensors.keys() == {DOWN, UP}
 
     @property
+    def is_product(self) -> bool:
+        """Whether the update is exactly the product of ``factors``: plain and Tucker's LoRA."""
+        return self.tensors.keys() >= {DOWN, UP} and self.tensors.keys() <= {DOWN, MID, UP}
+
+    @property
     def down(self) -> Tensor:
         """(rank, in) or (rank, in, kh, kw) of the LoRA kinds."""
         return self.tensors[DOWN]
@@ -92,10 +97,20 @@ class ModuleWeights:
         """(out, rank) or (out, rank, 1, 1) of the LoRA kinds."""
         return self.tensors[UP]
 
+    @property
+    def fan_in(self) -> torch.Size:
+        """(in,) or (in, kh, kw) of the update of the LoRA kinds."""
+        kernel = self.tensors.get(MID, self.down).shape[2:]
+        return torch.Size((self.down.shape[1], *kernel))
+
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return (out, rank) with the scale folded in, and (rank, in * kh * kw)."""
+        """Return (out, rank) with the scale folded in, and (rank, in * kh * kw); DoRA's no more."""
         up = self.up.detach().flatten(1).to(dtype) * self.scale
-        return up, self.down.detach().flatten(1).to(dtype)
+        down = self.down.detach().flatten(1).to(dtype)
+        if MID in self.tensors:  # Tucker: (r, r, kh, kw) between two 1x1 factors
+            core = self.tensors[MID].detach().to(dtype)
+            down = torch.einsum("rs...,sj->rj...", core, down).flatten(1)
+        return up, down
 
     def delta(
         self,
@@ -116,7 +131,8 @@ class ModuleWeights:
         """
         algorithm = ALGORITHMS[self.algorithm]
         if base is None and (algorithm.needs_base or DORA in self.tensors):
-            text = f"the update of {self.algorithm} depends on the base model; give its weights"
+            kind = "dora" if DORA in self.tensors else self.algorithm
+            text = f"the update of {kind} depends on the base model; merge it into a base instead"
             raise AdapterError(Problem("base", text))
         tensors = {name: tensor.detach().to(dtype) for name, tensor in self.tensors.items()}
         weight = None if base is None else base.detach().to(dtype)
@@ -132,6 +148,25 @@ class ModuleWeights:
             update = _decomposed(weight + update, tensors[DORA]) - weight
         return update
 
+    def add_to(self, weight: Tensor, base: Tensor, *, strength: float) -> None:
+        """Add the update to a contiguous float32 weight in place; a LoRA's is not formed.
+
+        Args:
+            weight: What is added to.
+            base: The weight that DoRA, OFT and BOFT start from.
+            strength: Multiple of the update.
+
+        Raises:
+            AdapterError: The shapes do not fit.
+        """
+        if self.is_product:
+            up, down = self.factors(torch.float32)
+            rows = weight.view(len(weight), -1)
+            if rows.shape == (len(up), down.shape[1]):
+                rows.addmm_(up, down, alpha=strength)
+                return
+        weight.add_(self.delta(base), alpha=strength)
+
 
 def _decomposed(weight: Tensor, magnitude: Tensor) -> Tensor:
     """Return the weight with these norms by output row (out, 1, ..), or by input (1, in, ..)."""
@@ -144,7 +179,7 @@ def _decomposed(weight: Tensor, magnitude: Tensor) -> Tensor:
 
 def _lora(t: Tensors, scale: float, base: Tensor | None) -> Tensor:
     up, down = t[UP].flatten(1), t[DOWN]
-    if MID in t:  # Tucker: (r, r, kh, kw) between two 1x1 factors
+    if MID in t:
         inner = torch.einsum("rs...,sj->rj...", t[MID], down.flatten(1))
         return torch.einsum("ir,rj...->ij...", up, inner) * scale
     return ((up * scale) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
@@ -160,15 +195,20 @@ def _loha(t: Tensors, scale: float, base: Tensor | None) -> Tensor:
 
 
 def _lokr(t: Tensors, scale: float, base: Tensor | None) -> Tensor:
-    one = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
-    if "lokr_w2" in t:
-        two = t["lokr_w2"]
-    elif "lokr_t2" in t:
-        two = torch.einsum("rskl,sj,ri->ijkl", t["lokr_t2"], t["lokr_w2_b"], t["lokr_w2_a"])
-    else:
-        two = t["lokr_w2_a"] @ t["lokr_w2_b"]
+    one, two = kronecker_factors(t)
     one = one.reshape(*one.shape, *[1] * (two.dim() - 2))
     return torch.kron(one, two.contiguous()) * scale
+
+
+def kronecker_factors(t: Tensors) -> tuple[Tensor, Tensor]:
+    """Return LoKr's (out1, in1) and (out2, in2) or (out2, in2, kh, kw), each multiplied out."""
+    one = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
+    if "lokr_w2" in t:
+        return one, t["lokr_w2"]
+    if "lokr_t2" in t:
+        w2 = torch.einsum("rskl,sj,ri->ijkl", t["lokr_t2"], t["lokr_w2_b"], t["lokr_w2_a"])
+        return one, w2
+    return one, t["lokr_w2_a"] @ t["lokr_w2_b"]
 
 
 def _lokr_rank(t: Tensors) -> int | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loralab.adapters.allocation import return_freed_blocks
 from loralab.adapters.bases import PARTS, component_files, places
 from loralab.adapters.container import LazyTensor, TensorFile, open_tensors, write
 from loralab.adapters.edit import factorize
@@ -17,7 +18,7 @@ from loralab.adapters.names import ModuleName
 from loralab.adapters.reader import AdapterFile, open_adapter
 from loralab.app.metadata import ARCHITECTURES, VERSIONS
 from loralab.app.target import Target, size_fields, taken_problems
-from loralab.app.tools import CONTEXT_WIDTHS, Adapter, naming
+from loralab.app.tools import CONTEXT_WIDTHS, naming
 from loralab.errors import AdapterError, Problem
 
 
@@ -35,6 +36,7 @@ def merge_into_base(
         problems.append(Problem(str(out), text))
     if problems:
         raise AdapterError(*problems)
+    return_freed_blocks()
     with ExitStack() as stack:
         adapters = [stack.enter_context(open_adapter(path)) for path in paths]
         pairs = list(zip(adapters, scales, strict=True))
@@ -67,35 +69,32 @@ def extract(
     energy: float | None,
 ) -> tuple[int, float]:  # fmt: skip
     """Write the difference of two bases as a LoRA; return modules and the least energy kept."""
-    adapter: Adapter = {}
-    least, family = 1.0, "sd1"
-    for name, before, after in _pairs(base, tuned):
-        if name.part == "text_encoder_2":
-            family = "sdxl"
-        elif name.part == "unet" and name.path.endswith("attn2.to_k") and family != "sdxl":
-            family = CONTEXT_WIDTHS.get(before.shape[1], family)
-        delta = after.float() - before.float()
-        if before.dim() not in (2, 4) or float(delta.abs().max()) == 0:
-            continue
-        is_conv = before.dim() == 4 and before.shape[2:] != (1, 1)
-        own = conv_rank if is_conv and conv_rank else rank
-        weights, kept = factorize(delta, rank=own, energy=energy)
-        adapter[name] = target.cast(weights)
-        least = min(least, kept)
-    if not adapter:
-        text = f"{base} and {tuned} do not differ in any layer that an adapter could sit on."
-        raise AdapterError(Problem(str(tuned), text))
-    metadata = {
-        "ss_v2": str(family == "sd2"),
-        "ss_base_model_version": VERSIONS[family],
-        "ss_network_module": "networks.lora",
-        **size_fields(adapter),
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": ARCHITECTURES[family],
-        "modelspec.title": target.path.stem,
-    }
-    target.write(adapter, family=family, metadata=metadata)
-    return len(adapter), least
+    family, least = _family(tuned), 1.0
+    with target.stream(family=family) as out:
+        for name, before, after in _pairs(base, tuned):
+            delta = after.to(torch.float32, copy=True).sub_(before)
+            if before.dim() not in (2, 4) or not bool(delta.any()):
+                continue
+            is_conv = before.dim() == 4 and before.shape[2:] != (1, 1)
+            own = conv_rank if is_conv and conv_rank else rank
+            with naming(name, [base, tuned]):
+                weights, kept = factorize(delta, rank=own, energy=energy)
+            out.add(name, weights)
+            least = min(least, kept)
+        if not out.shapes:
+            text = f"{base} and {tuned} do not differ in any layer that an adapter could sit on."
+            raise AdapterError(Problem(str(tuned), text))
+        metadata = {
+            "ss_v2": str(family == "sd2"),
+            "ss_base_model_version": VERSIONS[family],
+            "ss_network_module": "networks.lora",
+            **size_fields(out.shapes),
+            "modelspec.sai_model_spec": "1.0.1",
+            "modelspec.architecture": ARCHITECTURES[family],
+            "modelspec.title": target.path.stem,
+        }
+        out.finish(metadata)
+        return len(out.shapes), least
 
 
 def _added(
@@ -115,11 +114,16 @@ def _added(
         tensor = file.load(key)
         total = tensor.to(torch.float32, copy=True)
         for place, adapter, scale in wanted:
-            weight = place.of(total)
             with naming(place.name, [adapter.file.path]):
-                update = adapter.module(place.name).delta(place.of(tensor).float())
-            weight += scale * update
-        return total.to(tensor.dtype)
+                weights = adapter.module(place.name)
+                weights.add_to(place.of(total), place.of(tensor), strength=scale)
+        merged = total.to(tensor.dtype)
+        if not bool(merged.isfinite().all()):
+            files = ", ".join(str(adapter.file.path) for _, adapter, _ in wanted)
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            text = f"{key} of {file.path} with {files} is not finite in {dtype}; lower --weight."
+            raise AdapterError(Problem("--weight", text))
+        return merged
 
     return LazyTensor(file.shape(key), file.load(key).dtype, load)
 
@@ -165,11 +169,28 @@ def _pairs(base: Path, tuned: Path) -> Iterator[tuple[ModuleName, Tensor, Tensor
                     continue
                 one, other = before.load(key), after.load(key)
                 if one.shape != other.shape:
-                    text = f"{key} is {tuple(one.shape)} in {base} and {tuple(other.shape)} there."
+                    text = (
+                        f"{key} is {tuple(other.shape)} in {tuned} and {tuple(one.shape)} in "
+                        f"{base}; give two models of one family."
+                    )
                     raise AdapterError(Problem(str(tuned), text))
                 for place in found:
                     if place.name.part in PARTS and not _is_outside(place.name):
                         yield place.name, place.of(one), place.of(other)
+
+
+def _family(base: Path) -> str:
+    """Return sd1, sd2 or sdxl, by the names and widths of a base's weights."""
+    family = "sd1"
+    for part, path in _sources(base).items():
+        with open_tensors(path) as file:
+            for key in file.keys:
+                for place in places(key, part):
+                    if place.name.part == "text_encoder_2":
+                        return "sdxl"
+                    if place.name.part == "unet" and place.name.path.endswith("attn2.to_k"):
+                        family = CONTEXT_WIDTHS.get(file.shape(key)[1], family)
+    return family
 
 
 def _is_outside(name: ModuleName) -> bool:

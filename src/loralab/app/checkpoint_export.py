@@ -1,4 +1,4 @@
-"""An adapter file from a checkpoint, whether or not the training images are still there."""
+"""An adapter file and its card from a checkpoint, with or without the training images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from loralab.adapters.export import verify_file, write_adapter
 from loralab.adapters.state import load_adapter_state
 from loralab.app.adapters import inject_adapters, part_plans
 from loralab.app.export import DTYPES
+from loralab.app.folders import read_state
 from loralab.app.metadata import Facts, file_metadata
+from loralab.app.model_card import card_paths, write_card
 from loralab.app.models import model_place
 from loralab.app.objective import build_schedule
 from loralab.app.resume import checkpoint_problem
@@ -33,9 +35,12 @@ def export_checkpoint(source: Path, target: Target) -> tuple[Path, int]:
         The checkpoint and its number of optimizer steps.
 
     Raises:
-        UserError: The checkpoint, its run's configuration or the base is missing or damaged, or
-            the file does not hold the adapter.
+        UserError: The checkpoint, its run's configuration or the base is missing or damaged, the
+            card's place is taken, or the file does not hold the adapter.
     """
+    stem = target.path.with_suffix("")
+    if taken := [p for card in card_paths(stem) for p in target.taken_problems(card)]:
+        raise UserError(*taken)
     checkpoint = newest_checkpoint(source)
     folder = checkpoint.resolve().parent.parent
     config = stored_config(folder)
@@ -65,6 +70,9 @@ def export_checkpoint(source: Path, target: Target) -> tuple[Path, int]:
         prefixes=spec.export_prefix,
     )
     verify_file(target.path, adapted)
+    state = read_state(folder)
+    figures = state["metrics"] if state.get("steps") == facts.step else {}
+    write_card(stem, [target.path], facts, plans, figures)
     return checkpoint, content["global_step"]
 
 

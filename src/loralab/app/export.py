@@ -16,7 +16,9 @@ from loralab.config.adapter_rules import WITHOUT_DIFFUSERS_NAMES
 from loralab.config.choices import FilePrecision, Layout, NameCollision
 from loralab.config.records import RunConfig
 from loralab.data.account import Account
+from loralab.data.thumbnail import data_url
 from loralab.errors import AdapterError, Problem
+from loralab.training.callbacks.preview import Preview
 
 if TYPE_CHECKING:
     from loralab.app.preflight import Survey
@@ -92,7 +94,7 @@ class AdapterWriter:
         path = self._free(self.folder / "adapters" / (self._name + ending))
         facts = Facts(
             self.config, self.survey, self.account.receipts, self.folder,
-            self.module.objective.schedule.prediction_type, path.name, step,
+            self.module.objective.schedule.prediction_type, path.name, step, self._thumbnail(step),
         )  # fmt: skip
         files = []
         for layout in layouts:
@@ -107,7 +109,7 @@ class AdapterWriter:
             )
             verify_file(file, self.module.adapted)
             files.append(file)
-        write_card(path, files, facts, self.survey, self._figures())
+        write_card(path, files, facts, self.survey.parts, self._figures())
         self._drop_oldest(ending)
         return files
 
@@ -129,6 +131,15 @@ class AdapterWriter:
         trainer = self.module._trainer  # the property of that name raises outside of training
         metrics = {} if trainer is None else trainer.callback_metrics
         return {name: float(value) for name, value in metrics.items()}
+
+    def _thumbnail(self, step: int) -> str:
+        """Return the preview of this step as text; empty without one, or when none is wanted."""
+        side, trainer = self.config.export.modelspec.thumbnail, self.module._trainer
+        if side is None or trainer is None:
+            return ""
+        previews = (c for c in trainer.callbacks if isinstance(c, Preview))  # type: ignore[attr-defined]
+        pictures = (preview.picture_of(step) for preview in previews)
+        return next((data_url(picture, side) for picture in pictures if picture is not None), "")
 
     def _free(self, path: Path) -> Path:
         """Return a name that no file of another run has; a resumed run replaces its own.

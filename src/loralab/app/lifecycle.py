@@ -17,6 +17,7 @@ from loralab.app.captions import tag_counts, training_sources
 from loralab.app.demo_quality import QUALITY_METRICS, measure_quality
 from loralab.app.folders import STATE_FILE, RunFolder, read_state, write_text
 from loralab.app.hparams import featured, flatten
+from loralab.app.metadata import image_counts
 from loralab.app.preflight import Survey
 from loralab.app.processes import is_main_process
 from loralab.app.report import show_account, show_cache, show_outcome
@@ -44,6 +45,7 @@ def start(config: RunConfig, survey: Survey, folder: RunFolder) -> Job:
             folder.path,
             state="running",
             data_digest=survey.data_digest,
+            counts=image_counts(survey),
             started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             versions={name: version(name) for name in _LIBRARIES}
             | {"loralab": __version__, "python": platform.python_version()},

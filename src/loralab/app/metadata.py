@@ -49,6 +49,7 @@ class Facts:
         prediction_type: As diffusers spells it.
         title: Name of the file without its suffix.
         step: Optimizer steps done.
+        thumbnail: Data URL of a picture, if there is one.
         epoch: Epochs done, the one under way included.
     """
 
@@ -59,10 +60,20 @@ class Facts:
     prediction_type: str
     title: str
     step: int
+    thumbnail: str = ""
 
     @property
     def epoch(self) -> int | None:
-        return None if self.survey is None else -(-self.step // self.survey.steps_per_epoch)
+        steps = self.counts.get("steps_per_epoch")
+        return None if steps is None else -(-self.step // steps)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Images, held-out images and steps an epoch; empty of a run that did not note them."""
+        if self.survey is not None:
+            return image_counts(self.survey)
+        counts: dict[str, int] = read_state(self.folder).get("counts", {})
+        return counts
 
     @property
     def family(self) -> str:
@@ -77,6 +88,16 @@ class Facts:
     @property
     def is_v(self) -> bool:
         return self.prediction_type == "v_prediction"
+
+
+def image_counts(survey: Survey) -> dict[str, int]:
+    """Return what `run.json` notes of a run's images."""
+    trained_on = {i.record.path for i in survey.items if not i.source.is_prior}
+    return {
+        "images": len(trained_on),
+        "held_out": len(survey.validation_items),
+        "steps_per_epoch": survey.steps_per_epoch,
+    }
 
 
 def session_id(folder: Path) -> str:
@@ -251,6 +272,7 @@ def _modelspec(facts: Facts) -> Mapping[str, Any]:
         "trigger_phrase": words.trigger_phrase,
         "usage_hint": words.usage_hint,
         "description": words.description or config.export.comment,
+        "thumbnail": facts.thumbnail,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "resolution": f"{config.data.resolution}x{config.data.resolution}",
         "prediction_type": "v" if facts.is_v else "epsilon",

@@ -6,21 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from loralab.app.adapters import PartPlan
 from loralab.app.folders import write_text
 from loralab.app.metadata import Facts, session_id
 from loralab.config.parse import to_plain
-
-if TYPE_CHECKING:
-    from loralab.app.preflight import Survey
 
 
 def write_card(
     path: Path,
     files: Sequence[Path],
     facts: Facts,
-    survey: Survey,
+    parts: Mapping[str, PartPlan],
     figures: Mapping[str, float],
 ) -> None:
     """Write ``NAME.json`` and ``NAME.md``.
@@ -29,12 +27,18 @@ def write_card(
         path: The name of the files, without any suffix.
         files: The adapter files that the card is about.
         facts: The run.
-        survey: Its images and layers.
+        parts: Its layers.
         figures: Its latest figures, such as ``val/loss``.
     """
-    card = _card(files, facts, survey, figures)
-    write_text(Path(f"{path}.json"), json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    write_text(Path(f"{path}.md"), _markdown(card))
+    card = _card(files, facts, parts, figures)
+    data, text = card_paths(path)
+    write_text(data, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    write_text(text, _markdown(card))
+
+
+def card_paths(path: Path) -> tuple[Path, Path]:
+    """Return the card's two files, given the name of the adapter's without any suffix."""
+    return Path(f"{path}.json"), Path(f"{path}.md")
 
 
 def written_by(path: Path) -> str | None:
@@ -46,10 +50,12 @@ def written_by(path: Path) -> str | None:
 
 
 def _card(
-    files: Sequence[Path], facts: Facts, survey: Survey, figures: Mapping[str, float]
+    files: Sequence[Path],
+    facts: Facts,
+    parts: Mapping[str, PartPlan],
+    figures: Mapping[str, float],
 ) -> dict[str, Any]:
-    config = facts.config
-    captions = {i.record.path: i.record.captions for i in survey.items if not i.source.is_prior}
+    config, counts = facts.config, facts.counts
     return {
         "title": facts.title,
         "session": session_id(facts.folder),
@@ -59,10 +65,10 @@ def _card(
         "prediction_type": facts.prediction_type,
         "steps": facts.step,
         "epochs": facts.epoch,
-        "adapter": {name: plan.describe() for name, plan in survey.parts.items()},
-        "images": len(captions),
-        "held_out": len(survey.validation_items),
-        "data_digest": survey.data_digest,
+        "adapter": {name: plan.describe() for name, plan in parts.items()},
+        "images": counts.get("images"),
+        "held_out": counts.get("held_out"),
+        "data_digest": facts.data_digest,
         "figures": dict(figures),
         "files": {file.name: _sha256(file) for file in files},
         "config": to_plain(config),
@@ -72,10 +78,10 @@ def _card(
 def _markdown(card: Mapping[str, Any]) -> str:
     rows = [("base", f"{card['base']} ({card['family']}, {card['prediction_type']})")]
     rows += [(name, text) for name, text in card["adapter"].items()]
-    rows += [
-        ("trained", f"{card['steps']} steps, {card['epochs']} epochs"),
-        ("images", f"{card['images']}, {card['held_out']} held out"),
-    ]
+    epochs = "" if card["epochs"] is None else f", {card['epochs']} epochs"
+    rows.append(("trained", f"{card['steps']} steps{epochs}"))
+    if card["images"] is not None:
+        rows.append(("images", f"{card['images']}, {card['held_out']} held out"))
     rows += [(name, f"{value:.4f}") for name, value in sorted(card["figures"].items())]
     lines = [f"# {card['title']}", ""]
     lines += [card["comment"], ""] if card["comment"] else []

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from loralab.adapters.container import SUFFIXES
-from loralab.adapters.export import write_weights
 from loralab.adapters.layouts import Adapter
 from loralab.adapters.names import SD1_PREFIXES, SDXL_PREFIXES
-from loralab.adapters.weights import ModuleWeights
+from loralab.adapters.stream import AdapterStream
 from loralab.errors import AdapterError, Problem
 
 DTYPES = {
@@ -30,11 +28,13 @@ class Target:
     Attributes:
         layout: ``kohya`` or ``diffusers``.
         dtype: Of all tensors; None is that of the input.
+        overwrite: Files of this name may be replaced.
     """
 
     path: Path
     layout: str
     dtype: torch.dtype | None
+    overwrite: bool = False
 
     @classmethod
     def of(
@@ -61,30 +61,26 @@ class Target:
                 problems.append(Problem(option, text))
         if problems:
             raise AdapterError(*problems)
-        return cls(path, LAYOUTS[to], None if precision is None else DTYPES[precision])
+        dtype = None if precision is None else DTYPES[precision]
+        return cls(path, LAYOUTS[to], dtype, overwrite)
 
-    def cast(self, weights: ModuleWeights, *, like: torch.dtype = torch.float32) -> ModuleWeights:
-        """Return a module in the numbers of the file, so that no more than these is kept."""
-        dtype = self.dtype or (like if like in DTYPES.values() else torch.float32)
-        tensors = {name: tensor.to(dtype) for name, tensor in weights.tensors.items()}
-        return ModuleWeights(tensors, weights.alpha)
+    def taken_problems(self, path: Path) -> list[Problem]:
+        """Return a problem when a file that goes with this one is there and may not be replaced."""
+        return taken_problems(path, overwrite=self.overwrite)
 
-    def write(self, adapter: Adapter, *, family: str, metadata: Mapping[str, str]) -> None:
-        """Write the file; hashes of another file are left out of the metadata.
+    def stream(self, *, family: str, like: torch.dtype = torch.float32) -> AdapterStream:
+        """Return the file, to be given its modules one by one.
+
+        Args:
+            family: sd1, sd2 or sdxl.
+            like: Dtype of the input, for a target without one.
 
         Raises:
-            AdapterError: The layout cannot hold the kind, a value is not finite in these numbers,
-                or the file system refuses.
+            AdapterError: The file system refuses.
         """
-        first = next(iter(next(iter(adapter.values())).tensors.values()))
-        write_weights(
-            self.path,
-            adapter,
-            layout=self.layout,
-            dtype=self.dtype or first.dtype,
-            metadata={k: v for k, v in metadata.items() if not k.startswith("sshs_")},
-            prefixes=SDXL_PREFIXES if family == "sdxl" else SD1_PREFIXES,
-        )
+        prefixes = SDXL_PREFIXES if family == "sdxl" else SD1_PREFIXES
+        dtype = self.dtype or (like if like in DTYPES.values() else torch.float32)
+        return AdapterStream(self.path, layout=self.layout, dtype=dtype, prefixes=prefixes)
 
 
 def taken_problems(path: Path, *, overwrite: bool) -> list[Problem]:

@@ -1,6 +1,6 @@
 """What `loralab` does with adapter files: look, convert, merge, resize.
 
-Files are read module by module; what is kept in memory is the output and the module at hand.
+Files are read and written module by module; what is kept in memory is the module at hand.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from loralab.adapters.edit import concatenate, factorize, resize, sum_of
+from loralab.adapters.edit import concatenate, merge_to_rank, resize
 from loralab.adapters.names import ModuleName
 from loralab.adapters.reader import AdapterFile, open_adapter, parse_metadata
+from loralab.adapters.sizes import norms
+from loralab.adapters.stream import AdapterStream
 from loralab.adapters.weights import DORA, ModuleWeights
 from loralab.app.target import Target, size_fields
 from loralab.errors import AdapterError, Problem
 
-Adapter = dict[ModuleName, ModuleWeights]
 CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 # What a merged file may say of its base, where all files say the same.
 _BASE_FIELDS = (
@@ -43,13 +42,14 @@ def inspect(path: Path) -> dict[str, Any]:
 
 def _row(name: ModuleName, weights: ModuleWeights) -> dict[str, Any]:
     is_rotation = weights.algorithm in ("oft", "boft")
-    plain = {k: t for k, t in weights.tensors.items() if k != DORA}
+    frobenius, spectral = norms(weights)
     return {
         "module": str(name),
         "kind": "dora" if DORA in weights.tensors else weights.algorithm,
         "rank": weights.rank,
         "alpha": weights.alpha,
-        "norm": None if is_rotation else float(ModuleWeights(plain, weights.alpha).delta().norm()),
+        "norm": frobenius,
+        "spectral_norm": spectral,
         "needs_base": is_rotation or DORA in weights.tensors,
         "dtype": str(next(iter(weights.tensors.values())).dtype).removeprefix("torch."),
     }
@@ -82,67 +82,68 @@ def family_of(file: AdapterFile) -> str:
 
 def convert(path: Path, target: Target) -> int:
     """Write a file in another layout, container or precision; return its number of modules."""
-    with open_adapter(path) as file:
-        adapter = dict(_modules(file))
-        target.write(adapter, family=family_of(file), metadata=file.metadata)
-    return len(adapter)
+    with open_adapter(path) as file, _stream(file, target) as out:
+        for name, weights in _modules(file):
+            out.add(name, weights)
+        out.finish(_own_metadata(file))
+        return len(out.shapes)
 
 
 def merge_adapters(
     paths: Sequence[Path], scales: Sequence[float], target: Target, *, rank: int | None
 ) -> int:
     """Write the weighted sum of adapters, exact or of a given rank; return its modules."""
-    merged: Adapter = {}
     with ExitStack() as stack:
         files = [stack.enter_context(open_adapter(path)) for path in paths]
         families = [family_of(file) for file in files]
         if len(set(families)) > 1:
             found = ", ".join(f"{p} is {f}" for p, f in zip(paths, families, strict=True))
             raise AdapterError(Problem("family", f"{found}; merge adapters of one family."))
-        like = _dtype_of(files[0])
+        out = stack.enter_context(_stream(files[0], target))
         for name in dict.fromkeys(name for file in files for name in file.entries):
             chosen = [(f.module(name), s) for f, s in zip(files, scales, strict=True)
                       if name in f.entries]  # fmt: skip
             weights, own = [w for w, _ in chosen], [s for _, s in chosen]
             with naming(name, paths):
-                found_sum = (
-                    concatenate(weights, own)
-                    if rank is None
-                    else factorize(sum_of(weights, own), rank=rank)[0]
+                merged = (
+                    concatenate(weights, own) if rank is None else merge_to_rank(weights, own, rank)
                 )
-            merged[name] = target.cast(found_sum, like=like)
-        metadata = {
+            out.add(name, merged)
+        shared = {
             key: value
             for key, value in files[0].metadata.items()
             if key in _BASE_FIELDS and all(f.metadata.get(key) == value for f in files)
         }
-    parts = (f"{path.stem} × {scale:g}" for path, scale in zip(paths, scales, strict=True))
-    metadata |= {"modelspec.merged_from": ", ".join(parts), **size_fields(merged)}
-    target.write(merged, family=families[0], metadata=metadata)
-    return len(merged)
+        parts = (f"{path.stem} × {scale:g}" for path, scale in zip(paths, scales, strict=True))
+        merged_from = {"modelspec.merged_from": ", ".join(parts)}
+        out.finish(shared | merged_from | size_fields(out.shapes))
+        return len(out.shapes)
 
 
 def resize_file(
     path: Path, target: Target, *, rank: int | None, energy: float | None
 ) -> list[dict[str, Any]]:
     """Write a file of other ranks; return a row per module."""
-    adapter: Adapter = {}
     rows = []
-    with open_adapter(path) as file:
-        like = _dtype_of(file)
+    with open_adapter(path) as file, _stream(file, target) as out:
         for name, weights in _modules(file):
             with naming(name, [path]):
                 resized, kept = resize(weights, rank=rank, energy=energy)
-            adapter[name] = target.cast(resized, like=like)
+            out.add(name, resized)
             rows.append({"module": str(name), "from": weights.rank, "to": resized.rank,
                          "energy": kept})  # fmt: skip
-        family, metadata = family_of(file), file.metadata
-    target.write(adapter, family=family, metadata={**metadata, **size_fields(adapter)})
+        out.finish(_own_metadata(file) | size_fields(out.shapes))
     return rows
 
 
-def _dtype_of(file: AdapterFile) -> torch.dtype:
-    return file.file.load(file.file.keys[0]).dtype
+def _stream(file: AdapterFile, target: Target) -> AdapterStream:
+    """Return the target as a file like this one."""
+    return target.stream(family=family_of(file), like=file.file.load(file.file.keys[0]).dtype)
+
+
+def _own_metadata(file: AdapterFile) -> dict[str, str]:
+    """Return a file's metadata without the hashes, which are of its own bytes."""
+    return {k: v for k, v in file.metadata.items() if not k.startswith("sshs_")}
 
 
 def _modules(file: AdapterFile) -> Iterator[tuple[ModuleName, ModuleWeights]]:

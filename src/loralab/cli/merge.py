@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,8 @@ def merge(
     if len(weights) != len(files):
         text = f"--weight is given {len(weights)} times for {len(files)} files; give one for each."
         raise ConfigError(Problem("--weight", text))
+    if odd := [value for value in weights if not math.isfinite(value)]:
+        raise ConfigError(Problem("--weight", f"--weight is {odd[0]}; it must be a finite number."))
     if base is None:
         target = Target.of(out, to=to, precision=precision, overwrite=overwrite)
         count = tools.merge_adapters(files, weights, target, rank=rank)

@@ -137,6 +137,13 @@ class ModelspecRecord:
     description: str = option("", "What it does; empty is export.comment.", affects_result=False)
     trigger_phrase: str = option("", "What a prompt must say.", affects_result=False)
     usage_hint: str = option("", "How it is used best.", affects_result=False)
+    thumbnail: int | None = option(
+        None,
+        "Longest side in px of the first preview of the file's own step; null keeps none.",
+        low=16,
+        high=512,
+        affects_result=False,
+    )
 
 
 @dataclass(kw_only=True)

@@ -131,6 +131,16 @@ def _some_layout_can_hold_the_kind(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def _thumbnails_need_previews(config: RunConfig) -> Iterator[Problem]:
+    side, key = config.export.modelspec.thumbnail, "export.modelspec.thumbnail"
+    if side is not None and not config.preview.prompts:
+        yield Problem(
+            key,
+            f"{key} is {side}, but no previews are drawn; name prompts in preview.prompts, or set "
+            "it to null.",
+        )
+
+
 ADAPTER_RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _settings_mean_something,
     _patterns_have_values_in_range,
@@ -138,4 +148,5 @@ ADAPTER_RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _something_is_trained_to_the_end,
     _file_settings_need_a_file,
     _some_layout_can_hold_the_kind,
+    _thumbnails_need_previews,
 )

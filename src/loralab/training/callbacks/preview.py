@@ -55,6 +55,11 @@ class Preview(StepCallback):
         self.examples = examples
         self._base: Tensor | None = None
         self._drawn_step = -1
+        self._current: Tensor | None = None
+
+    def picture_of(self, step: int) -> Tensor | None:
+        """Return the adapter's first picture (3, H, W) in [0, 1], if this step was drawn."""
+        return self._current[0] if self._current is not None and self._drawn_step == step else None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw the base once."""
@@ -91,6 +96,7 @@ class Preview(StepCallback):
         with module.weights_for("preview"):
             current = self._draw(module)
         self._drawn_step = step = trainer.global_step
+        self._current = current
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 pairs = torch.cat([self._base, current], dim=3)  # (B, 3, H, 2W): base | current
