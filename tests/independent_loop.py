@@ -25,6 +25,8 @@ class Recipe:
 
     rate: float
     num_steps: int
+    text_rate: float | None = None
+    epoch_length: int | None = None
     prediction_type: str = "epsilon"
     min_snr: float | None = None
     accumulation: int = 1
@@ -42,6 +44,7 @@ class Trace:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
+    text_rates: list[float] = field(default_factory=list)
     adapter: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -72,8 +75,16 @@ def train(base: Path, batches: Path, start: Path, recipe: Recipe) -> Trace:
     text.requires_grad_(False)
     layers = attach({"lora_unet": unet, "lora_te_text_model": text}, load_file(start))
     parameters = [weight for layer in layers.values() for weight in (layer.down, layer.up)]
-    schedule = DDPMScheduler.from_pretrained(base / "scheduler")
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=0.01)
+    groups: list[dict[str, Any]] = [
+        {"params": [w for n, y in layers.items() if n.startswith(part) for w in (y.down, y.up)]}
+        for part in ("lora_unet", "lora_te")
+    ]
+    groups[1]["lr"] = recipe.text_rate or recipe.rate
+    # What sd-scripts trains on, whatever the folder's own scheduler says.
+    schedule = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+    )
+    optimizer = torch.optim.AdamW(groups, lr=recipe.rate, weight_decay=0.01)
     rates = get_scheduler(
         recipe.schedule,
         optimizer,
@@ -83,20 +94,25 @@ def train(base: Path, batches: Path, start: Path, recipe: Recipe) -> Trace:
     )
     trace = Trace()
     entries = micro_batches(load_file(batches))
+    length, waiting = recipe.epoch_length or len(entries), 0
     for number, entry in enumerate(entries, 1):
         loss = micro_loss(unet, text, schedule, entry, recipe)
         trace.losses.append(float(loss.detach()))
         (loss / recipe.accumulation).backward()
-        if number % recipe.accumulation == 0 or number == len(entries):
+        waiting += 1
+        if waiting == recipe.accumulation or number % length == 0 or number == len(entries):
+            waiting = 0
             norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
             trace.norms.append(float(norm))
             trace.rates.append(rates.get_last_lr()[0])
+            trace.text_rates.append(rates.get_last_lr()[1])
             optimizer.step()
             rates.step()
             optimizer.zero_grad()
     for name, layer in layers.items():
         trace.adapter[f"{name}.lora_down.weight"] = layer.down.detach()
         trace.adapter[f"{name}.lora_up.weight"] = layer.up.detach()
+        trace.adapter[f"{name}.alpha"] = torch.tensor(layer.scale * layer.down.shape[0])
     return trace
 
 

@@ -310,6 +310,22 @@ def test_what_differs_from_the_file_is_refused_with_both_values(tiny: Tiny, tmp_
         tiny.survey(f"adapter.init_from={extra}", "adapter.alpha=1.5")
 
 
+@effect("adapter.init_from")
+def test_the_settings_that_the_refusal_names_are_those_to_start_with(tiny: Tiny) -> None:
+    wanted = ["adapter.unet.targets=[sd_scripts]", "adapter.rank=3", "adapter.alpha=1.5"]
+    run = tiny.run(*wanted, UNET_ONLY)
+    start = f"adapter.init_from={run.folder / 'adapters' / 'tiny.safetensors'}"
+    with pytest.raises(ConfigError) as found:
+        tiny.survey(start, "adapter.unet.targets=[attention]")
+    # One for modules too many, one for modules too few, one for the rank: none for each module.
+    assert len(found.value.problems) == 3
+    for problem in found.value.problems:
+        text, _, settings = problem.message.rstrip(".").partition(" settings of the file: ")
+        assert " more, " in text
+        assert set(settings.split()) == {*wanted, "adapter.text_encoder.enabled=false"}
+    tiny.survey(start, *settings.split())
+
+
 @effect("adapter.rank_from_file")
 def test_rank_and_alpha_come_from_the_file_and_dropout_stays(tiny: Tiny) -> None:
     file = tiny.run("adapter.alpha=1.5").folder / "adapters" / "tiny.safetensors"
@@ -319,6 +335,11 @@ def test_rank_and_alpha_come_from_the_file_and_dropout_stays(tiny: Tiny) -> None
     ).parts["unet"]  # fmt: skip
     assert {(p.rank, p.alpha) for p in part.layers.values()} == {(2, 1.5)}
     assert part.spec.dropout == 0.25
+    with pytest.raises(ConfigError, match=r"adapts unet.* more, which this run does not"):
+        tiny.survey(
+            f"adapter.init_from={file}", "adapter.rank_from_file=true",
+            "adapter.unet.targets=[to_q]",
+        )  # fmt: skip
     with pytest.raises(ConfigError, match="names no file"):
         tiny.survey("adapter.rank_from_file=true")
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from loralab.errors import ConfigError
 from tests.effects.objectives import TIMESTEPS, objective, snr, weights
@@ -131,6 +135,29 @@ def test_weights_belong_to_the_rescaled_schedule_or_as_in_sd_scripts_do_not(tiny
     # 0.276333 and 0.0046601. Below the cap the weight of a velocity is just that number.
     assert exact[2:].tolist() == pytest.approx([0.241019, 0.0], rel=1e-4)
     assert theirs[2:].tolist() == pytest.approx([0.276333, 0.0046601], rel=1e-4)
+
+
+@effect("objective.noise_schedule")
+def test_the_published_schedule_holds_whatever_the_files_of_the_base_say(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny.base, base)
+    (base / "scheduler" / "scheduler_config.json").unlink()
+    DDPMScheduler(rescale_betas_zero_snr=True).save_pretrained(base / "scheduler")
+    given = (f"model.path={base}", V)
+    published = "objective.noise_schedule=stable_diffusion"
+    own = objective(tiny, *given).schedule
+    chosen = objective(tiny, *given, published).schedule
+    # diffusers' default schedule is that of Ho et al. 2020, linear from 0.0001; SD's are the
+    # cumulative products of 0.00085 to 0.012, linear in the square root.
+    assert own.signal(TIMESTEPS[:1]).square().item() == pytest.approx(0.9999, rel=1e-6)
+    squares = chosen.signal(torch.tensor([0, 250, 500, 999])).square().tolist()
+    assert squares == pytest.approx([0.99915, 0.673792, 0.276333, 0.0046601], rel=1e-4)
+    drawn = tiny.build(*given, published).job.module.family.schedule_config
+    assert DDPMScheduler.from_config(drawn).alphas_cumprod[999].item() == pytest.approx(
+        0.0046601, rel=1e-4
+    )
 
 
 @effect("objective.schedule_precision")

@@ -62,39 +62,52 @@ def fit(adapter: Adapter, parts: Mapping[str, nn.Module], *, source: str) -> Fit
 
 
 def plan_problems(
-    fitted: Fitted, plans: Mapping[str, Mapping[str, LayerPlan]], *, kind: str, source: str
+    fitted: Fitted,
+    plans: Mapping[str, Mapping[str, LayerPlan]],
+    *,
+    kind: str,
+    source: str,
+    advice: str,
 ) -> list[Problem]:
-    """Return what keeps a run with these plans from starting at a file: every difference.
+    """Return what keeps a run with these plans from starting at a file: every kind of difference.
 
     Args:
         fitted: The file's modules on the model's parts.
         plans: The run's modules by part.
         kind: The run's kind.
         source: The file's name, for the messages.
+        advice: What to do about them.
     """
-    texts = []
+    found: dict[tuple[str, str], list[str]] = {}
     for part in plans.keys() | fitted.keys():
-        planned, found = plans.get(part, {}), fitted.get(part, {})
-        for path in planned.keys() - found.keys():
-            texts.append(f"{source} has nothing for {part}.{path}, which this run adapts")
-        for path in found.keys() - planned.keys():
-            texts.append(f"{source} adapts {part}.{path}, which this run does not")
-        for path in planned.keys() & found.keys():
-            plan, stored = planned[path], found[path]
-            differences = [
-                (word, one, other)
-                for word, one, other in (
-                    ("kind", _kind(stored), ALGORITHM_OF_KIND.get(kind, kind)),
-                    ("rank", stored.rank, plan.rank if stored.rank else None),
-                    ("alpha", *_alphas(stored, plan)),
-                )
-                if one != other
-            ]
-            if differences:
-                word, one, other = differences[0]
-                texts.append(f"{source} has {word} {one} for {part}.{path}, but the run {other}")
-    advice = "change the adapter's settings, or set adapter.rank_from_file=true for rank and alpha"
+        planned, stored = plans.get(part, {}), fitted.get(part, {})
+        for path in sorted(planned.keys() | stored.keys()):
+            if difference := _difference(stored.get(path), planned.get(path), kind):
+                found.setdefault(difference, []).append(f"{part}.{path}")
+    texts = [
+        f"{source} {before} {paths[0]}{f' and {len(paths) - 1} more' if paths[1:] else ''}, {after}"
+        for (before, after), paths in found.items()
+    ]
     return [Problem("adapter.init_from", f"{text}; {advice}.") for text in sorted(texts)]
+
+
+def _difference(
+    stored: ModuleWeights | None, plan: LayerPlan | None, kind: str
+) -> tuple[str, str] | None:
+    """Return what is said before and after the module's name, or None where both agree."""
+    if stored is None:
+        return "has nothing for", "which this run adapts"
+    if plan is None:
+        return "adapts", "which this run does not"
+    compared = (
+        ("kind", _kind(stored), ALGORITHM_OF_KIND.get(kind, kind)),
+        ("rank", stored.rank, plan.rank if stored.rank else None),
+        ("alpha", *_alphas(stored, plan)),
+    )
+    differences = (
+        (f"has {w} {one} for", f"but the run {other}") for w, one, other in compared if one != other
+    )
+    return next(differences, None)
 
 
 def load_weights(fitted: Fitted, parts: Mapping[str, nn.Module], *, source: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from loralab.adapters.fit import Fitted, load_weights, plan_problems
 from loralab.adapters.inject import inject, layer_sizes
 from loralab.adapters.plan import LayerPlan, plan_layers
 from loralab.adapters.spec import AdapterSpec, Overrides
+from loralab.adapters.targets import match_targets
 from loralab.config.adapter_records import AdaptedPartRecord
 from loralab.config.adapter_rules import pattern_values
 from loralab.config.choices import DropoutPlace
@@ -106,7 +108,8 @@ def part_plans(config: RunConfig, family: FamilySpec) -> dict[str, PartPlan]:
     if stored is not None and not problems:
         layers = {name: plan.layers for name, plan in plans.items()}
         source, kind = str(config.adapter.init_from), config.adapter.kind.name
-        problems += plan_problems(stored, layers, kind=kind, source=source)
+        advice = _advice(config, family, networks, stored)
+        problems += plan_problems(stored, layers, kind=kind, source=source, advice=advice)
     if problems:
         raise ConfigError(*problems)
     return plans
@@ -151,6 +154,30 @@ def _stored(config: RunConfig, networks: Mapping[str, nn.Module]) -> Fitted:
     return parse_adapter(path, networks)
 
 
+def _advice(
+    config: RunConfig, family: FamilySpec, networks: Mapping[str, nn.Module], stored: Fitted
+) -> str:
+    """Return what to do: the settings with which a run adapts what the file does."""
+    settings: dict[str, str] = {}
+    for key, parts in (("adapter.unet", ("unet",)), ("adapter.text_encoder", family.text_parts)):
+        found = {name: set(stored[name]) for name in parts if stored[name]}
+        if not found:
+            settings[f"{key}.enabled"] = "false"
+            continue
+        for preset, targets in family.targets[parts[0]].items():
+            matched = {n: set(chain(*match_targets(networks[n], targets).values())) for n in found}
+            if matched == found:
+                settings.setdefault(f"{key}.targets", f"[{preset}]")
+    pairs = {(w.rank, w.alpha) for weights in stored.values() for w in weights.values()}
+    if len(pairs) == 1:
+        ((rank, alpha),) = pairs
+        settings |= {"adapter.rank": str(rank), "adapter.alpha": f"{alpha:g}"}
+    else:
+        settings["adapter.rank_from_file"] = "true"
+    text = " ".join(f"{key}={value}" for key, value in settings.items())
+    return f"start with the settings of the file: {text}"
+
+
 def _part_plan(
     config: RunConfig,
     family: FamilySpec,
@@ -162,7 +189,9 @@ def _part_plan(
     adapter = config.adapter
     spec = _spec(config, family, name, part)
     if adapter.rank_from_file and stored is not None:
-        found = {path: weights for path, weights in stored[name].items() if weights.rank}
+        own = plan_layers(network, dataclasses.replace(spec, overrides=Overrides()), part=name)
+        found = {path: weights for path, weights in stored[name].items() if path in own}
+        found = {path: weights for path, weights in found.items() if weights.rank}
         overrides = Overrides(
             rank={f"^{path.replace('.', '[.]')}$": w.rank or 0 for path, w in found.items()},
             alpha={f"^{path.replace('.', '[.]')}$": w.alpha for path, w in found.items()},

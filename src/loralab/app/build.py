@@ -74,8 +74,12 @@ def build(config: RunConfig, survey: Survey, folder: RunFolder) -> Job:
     return Job(module, datamodule, trainer, writer, validation, account)
 
 
-def build_family(config: RunConfig, survey: Survey) -> ModelFamily:
-    """Load the base and inject the adapters, seeded by the run's seed."""
+def build_family(config: RunConfig, survey: Survey, *, recorded: bool = False) -> ModelFamily:
+    """Load the base and inject the adapters, seeded by the run's seed.
+
+    Args:
+        recorded: The micro-batches are, so that neither images nor captions are read.
+    """
     family = load_family(
         config.model.family.name,
         model_place(config),
@@ -88,6 +92,7 @@ def build_family(config: RunConfig, survey: Survey) -> ModelFamily:
         attention=config.model.attention.name,
         fixed_sizes=fixed_sizes(config),
         gradient_checkpointing=config.model.gradient_checkpointing,
+        recorded=recorded,
     )
     for encoder in family.conditioner.encoders:
         encoder.memory.limit_bytes = config.model.text_cache_mib * 2**20
@@ -111,7 +116,7 @@ def build_module(
 ) -> LoRATrainingModule:
     """Return the LightningModule around the base, with its objective."""
     objective = build_objective(config, family.schedule_config)
-    family.schedule_config = sampling_config(objective.schedule, family.schedule_config)
+    family.schedule_config = sampling_config(config, objective.schedule, family.schedule_config)
     module = LoRATrainingModule(
         family,
         objective,

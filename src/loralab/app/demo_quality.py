@@ -65,7 +65,7 @@ def evaluate_run(folder: Path, *, rounds: int) -> None:
     family = load_family(config.model.family.name, config.model.path,
                          clip_skip=config.model.clip_skip)  # fmt: skip
     schedule = build_schedule(config, family.schedule_config)
-    family.schedule_config = sampling_config(schedule, family.schedule_config)
+    family.schedule_config = sampling_config(config, schedule, family.schedule_config)
     evaluation = _evaluate(
         family,
         config,

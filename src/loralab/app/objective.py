@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loralab.config.choices import NoiseRule, Reduction, SchedulePrecision, Weighting, WeightRule
+from loralab.config.choices import (
+    NoiseRule,
+    NoiseScheduleSource,
+    Reduction,
+    SchedulePrecision,
+    Weighting,
+    WeightRule,
+)
 from loralab.config.objective_rules import prediction_problems
 from loralab.config.records import RunConfig
 from loralab.config.training_records import ObjectiveRecord
@@ -20,6 +27,12 @@ from loralab.diffusion.timesteps import TimestepSampler
 from loralab.diffusion.weighting import loss_weights, sd_scripts_weights
 from loralab.errors import ConfigError, Problem
 from loralab.models.family import ModelFacts
+
+STABLE_DIFFUSION: Mapping[str, Any] = {
+    "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+}  # fmt: skip
+"""The schedule that Stable Diffusion 1, 2 and XL were published with."""
 
 
 def check_objective(config: RunConfig, facts: ModelFacts | None) -> None:
@@ -33,7 +46,8 @@ def check_objective(config: RunConfig, facts: ModelFacts | None) -> None:
     problems: list[Problem] = []
     if config.model.prediction_type is None:  # else the rules have looked at it already
         problems += prediction_problems(config, facts.prediction_type)
-    num_timesteps = facts.schedule_config.get("num_train_timesteps", 1000)
+    schedule = chosen_schedule(config, facts.schedule_config)
+    num_timesteps = schedule.get("num_train_timesteps", 1000)
     if config.objective.max_timestep > num_timesteps:
         problems.append(
             Problem(
@@ -46,9 +60,17 @@ def check_objective(config: RunConfig, facts: ModelFacts | None) -> None:
         raise ConfigError(*problems)
 
 
+def chosen_schedule(config: RunConfig, own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the scheduler's config that a run goes by: the base's own, or Stable Diffusion's."""
+    if config.objective.noise_schedule is NoiseScheduleSource.base:
+        return own
+    return {**own, **STABLE_DIFFUSION, "trained_betas": None, "rescale_betas_zero_snr": False}
+
+
 def build_objective(config: RunConfig, schedule_config: Mapping[str, Any]) -> Objective:
-    """Return the objective over the base's schedule."""
+    """Return the objective over the run's schedule."""
     options, schedule = config.objective, build_schedule(config, schedule_config)
+    schedule_config = chosen_schedule(config, schedule_config)
     return Objective(
         schedule,
         loss=LossRecipe(
@@ -89,16 +111,18 @@ def build_schedule(config: RunConfig, schedule_config: Mapping[str, Any]) -> Noi
     """Return the base's own schedule, as the run changes it."""
     chosen = config.model.prediction_type
     return NoiseSchedule.from_config(
-        schedule_config,
+        chosen_schedule(config, schedule_config),
         prediction_type=chosen.name if chosen is not None else None,
         zero_terminal_snr=config.objective.zero_terminal_snr or None,
         dtype=_table_dtype(config.objective),
     )
 
 
-def sampling_config(schedule: NoiseSchedule, config: Mapping[str, Any]) -> dict[str, Any]:
+def sampling_config(
+    config: RunConfig, schedule: NoiseSchedule, own: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the scheduler's config that previews of this training are drawn with."""
-    chosen = {**config, "prediction_type": schedule.prediction_type}
+    chosen = {**chosen_schedule(config, own), "prediction_type": schedule.prediction_type}
     if schedule.snr.values[-1] > 0:
         return chosen
     # A sampler that does not begin at the last timestep never sees the pure noise trained on.

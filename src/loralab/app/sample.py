@@ -138,7 +138,7 @@ def _load(source: Source, base: str | None) -> tuple[ModelFamily, Mapping[str, A
         fixed_sizes=fixed_sizes(config),
     )
     schedule = build_schedule(config, family.schedule_config)
-    return family, sampling_config(schedule, family.schedule_config)
+    return family, sampling_config(config, schedule, family.schedule_config)
 
 
 def _check_sizes(shots: Sequence[Shot], facts: ModelFacts) -> None:

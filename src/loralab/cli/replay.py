@@ -9,6 +9,9 @@ import typer
 
 BATCHES_HELP = "Recording: `train.py --record` writes one, docs/replay.md tells its form."
 OUT_HELP = "Adapter file to write, in float32 and kohya's names."
+EPOCH_HELP = (
+    "Micro-batches of an epoch of the recorded run, which took a step at the end of each epoch."
+)
 OVERRIDES_HELP = "As those of train.py; adapter.init_from=FILE gives the adapter to start from."
 
 
@@ -16,6 +19,7 @@ def replay(
     batches: Annotated[Path, typer.Option(help=BATCHES_HELP)],
     out: Annotated[Path, typer.Option(help=OUT_HELP)],
     overrides: Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP)] = None,
+    epoch_length: Annotated[int | None, typer.Option(min=1, help=EPOCH_HELP)] = None,
 ) -> None:
     """Train on recorded latents, noise, timesteps and tokens, in order, and compare.
 
@@ -32,4 +36,4 @@ def replay(
         raise ConfigError(*problems)
     from loralab.app.replay import replay_run
 
-    replay_run(raw, batches, out)
+    replay_run(raw, batches, out, epoch_length=epoch_length)

@@ -109,6 +109,13 @@ class NoiseRule(Enum):
     sd_scripts = "sd_scripts"
 
 
+class NoiseScheduleSource(Enum):
+    """Whose noise schedule is trained on: of the base's own files, or the one SD came with."""
+
+    base = "base"
+    stable_diffusion = "stable_diffusion"
+
+
 class SchedulePrecision(Enum):
     """In what the noise schedule is multiplied up, before it is kept in float32."""
 

@@ -8,6 +8,7 @@ from loralab.config.choices import (
     HuberSchedule,
     Loss,
     NoiseRule,
+    NoiseScheduleSource,
     Preservation,
     Reduction,
     Schedule,
@@ -45,6 +46,11 @@ class ObjectiveRecord:
     v_like_scale: float = option(1.0, "Share of the velocity's loss in weighting v_like.", low=0.0)
     zero_terminal_snr: bool = option(
         False, "Rescale the noise schedule so that its last timestep is pure noise."
+    )
+    noise_schedule: NoiseScheduleSource = option(
+        NoiseScheduleSource.base,
+        "Schedule in the base's files, or the one that Stable Diffusion was published with, "
+        "whatever they say.",
     )
     schedule_precision: SchedulePrecision = option(
         SchedulePrecision.double,

@@ -82,14 +82,21 @@ def read_recording(path: Path) -> Recording:
         raise DataError(Problem(str(path), text)) from error
     found: dict[int, MicroBatchTensors] = {}
     unused: list[str] = []
+    problems: list[str] = []
     for key, tensor in content.items():
         match = re.fullmatch(r"(\d+)\.(\w+)", key)
-        if match and match[2] in DIMENSIONS:
-            whole = match[2] in WHOLE_NUMBERS
-            found.setdefault(int(match[1]), {})[match[2]] = tensor.long() if whole else tensor
-        else:
+        if not match or match[2] not in DIMENSIONS:
             unused.append(key)
-    problems = [problem for number in sorted(found) for problem in _problems(number, found[number])]
+            continue
+        number, name = int(match[1]), match[2]
+        if name in found.setdefault(number, {}):
+            problems.append(f"has {number}.{name} twice, once with leading zeros")
+        if name in WHOLE_NUMBERS:
+            if not torch.equal(tensor, tensor.trunc()) or tensor.min() < 0:
+                problems.append(f"has {number}.{name} that are not whole numbers from 0 upwards")
+            tensor = tensor.long()
+        found[number][name] = tensor
+    problems += [text for number in sorted(found) for text in _problems(number, found[number])]
     if not found:
         problems = [f"holds no micro-batch; it needs tensors such as 0.{NEEDED[0]}"]
     elif not problems and len({tokens.shape[1:] for tokens in _all(found, "input_ids")}) > 1:
@@ -99,29 +106,61 @@ def read_recording(path: Path) -> Recording:
     return Recording(tuple(found[number] for number in sorted(found)), tuple(sorted(unused)))
 
 
+def recorded_epochs(
+    recording: Recording, *, accumulation: int, epoch_length: int | None = None
+) -> list[list[list[int]]]:
+    """Return the numbers of the micro-batches of each optimizer step of each epoch.
+
+    Args:
+        recording: The micro-batches; a recorded place tells the epoch.
+        accumulation: Micro-batches of an optimizer step, fewer at the end of an epoch.
+        epoch_length: Micro-batches of an epoch, where no place is recorded; None is all.
+    """
+    epochs: dict[int, list[int]] = {}
+    for number, tensors in enumerate(recording.micro_batches):
+        by_length = number // epoch_length if epoch_length else 0
+        epoch = int(tensors["place"][0]) if "place" in tensors else by_length
+        epochs.setdefault(epoch, []).append(number)
+    return [
+        [numbers[first : first + accumulation] for first in range(0, len(numbers), accumulation)]
+        for numbers in epochs.values()
+    ]
+
+
 def recorded_batches(
-    recording: Recording, *, accumulation: int, by_count: bool, vae_factor: int
+    recording: Recording,
+    windows: Sequence[Sequence[int]],
+    *,
+    accumulation: int,
+    by_count: bool,
+    vae_factor: int,
 ) -> list[Batch]:
     """Return the micro-batches as training sees them.
 
-    Samples without a recorded share count alike in their optimizer step, a short last step
-    included; the shares are those of `loralab.data.sampler.epoch_plan`.
+    Samples without a recorded share count alike in their optimizer step, a short one included;
+    the shares are those of `loralab.data.sampler.epoch_plan`. A short step begins with fillers of
+    weight 0, so that all steps have `accumulation` micro-batches.
 
     Args:
         recording: The micro-batches.
+        windows: Numbers of the micro-batches of each optimizer step.
         accumulation: Micro-batches of an optimizer step.
         by_count: Divide by the samples of the micro-batch and by `accumulation`, as sd-scripts.
         vae_factor: Pixels per latent cell along one side, where no sizes are recorded.
     """
     entries, batches = recording.micro_batches, []
-    for number, tensors in enumerate(entries):
-        first = number - number % accumulation
-        window = entries[first : first + accumulation]
-        size = len(tensors["latents"])
-        total = size * accumulation if by_count else sum(len(one["latents"]) for one in window)
-        batch = _batch(tensors, number, vae_factor)
-        batch["loss_weight"] = tensors.get("loss_weight", torch.full((size,), 1 / total)).float()
-        batches.append(batch)
+    for window in windows:
+        for _ in range(accumulation - len(window)):
+            filler = _batch(entries[window[0]], window[0], vae_factor)
+            filler["loss_weight"] = torch.zeros(len(filler["keys"]))
+            batches.append(filler | {"is_filler": [True] * len(filler["keys"])})
+        samples = sum(len(entries[number]["latents"]) for number in window)
+        for number in window:
+            tensors = entries[number]
+            size = len(tensors["latents"])
+            total = size * accumulation if by_count else samples
+            shares = tensors.get("loss_weight", torch.full((size,), 1 / total))
+            batches.append(_batch(tensors, number, vae_factor) | {"loss_weight": shares.float()})
     return batches
 
 
@@ -162,6 +201,8 @@ def _problems(number: int, tensors: MicroBatchTensors) -> list[str]:
         "noise": shape, "input_noise": shape, "timesteps": shape[:1], "loss_weight": shape[:1],
         "mask": (*shape[:1], 1, *shape[2:]), "sizes": (*shape[:1], 6), "place": (2,),
     }  # fmt: skip
+    for name in ("loss", "gradient_norm"):
+        wanted[name] = (1,) * tensors[name].ndim if name in tensors else ()
     problems = []
     for name, tensor in tensors.items():
         fits = tuple(wanted.get(name, tensor.shape)) == tuple(tensor.shape)

@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loralab.models.family import FamilySpec, ModelFacts, TextFacts
+from loralab.models.family import FamilySpec, ModelFacts, TextFacts, TextLayout
 from loralab.models.opening import open_model
 from loralab.models.source import KEY, ModelPlace, PartSource
 from loralab.models.specs import family_spec
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 # What the libraries assume when a config leaves a field out, as configs of 2022 do.
-VAE_DEFAULTS = {"latent_channels": 4, "scaling_factor": 0.18215}
+VAE_DEFAULTS = {
+    "latent_channels": 4, "scaling_factor": 0.18215, "block_out_channels": (128, 256, 512, 512)
+}  # fmt: skip
 TEXT_DEFAULTS = {
     "vocab_size": 49408,
     "hidden_size": 512,
@@ -27,8 +29,14 @@ TEXT_DEFAULTS = {
 }
 
 
-def model_facts(place: ModelPlace | str | Path, *, family: str) -> ModelFacts:
+def model_facts(
+    place: ModelPlace | str | Path, *, family: str, recorded: bool = False
+) -> ModelFacts:
     """Return what a model's configs say about it as one of ``family``.
+
+    Args:
+        recorded: Latents, noise and tokens are recorded: a VAE, a tokenizer and a scheduler's
+            config need not be there.
 
     Raises:
         ModelError: Naming every missing or damaged file and every sign of another family.
@@ -37,10 +45,15 @@ def model_facts(place: ModelPlace | str | Path, *, family: str) -> ModelFacts:
     sources = open_model(place, spec)
     base = sources.base
     _check_family(base, spec)
-    unet, vae, scheduler = (base.config(part) for part in ("unet", "vae", "scheduler"))
+    unused = {"vae", "scheduler"} if recorded else set()
+    unet, vae, scheduler = (
+        {} if part in unused and not base.config_file(part).is_file() else base.config(part)
+        for part in ("unet", "vae", "scheduler")
+    )
     texts = [base.config(part) for part in spec.text_parts]
     for part in spec.weighted_parts:
-        sources.of(part).check_weights(part)
+        if part not in unused:
+            sources.of(part).check_weights(part)
     facts = [_text_facts(text) for text in texts]
     if _check_unet(base, unet, vae) and all(texts):
         _check_conditioning(base, unet, facts, spec)
@@ -50,10 +63,16 @@ def model_facts(place: ModelPlace | str | Path, *, family: str) -> ModelFacts:
         _check_vae(sources.vae, other)
         _check_same_latents(sources.vae, other, vae)
     for layout, text, found in zip(spec.text, texts, facts, strict=True):
-        base.check_tokenizer(layout, found.vocab_size if text else None)
+        if not reads_no_text(layout, recorded=recorded):
+            base.check_tokenizer(layout, found.vocab_size if text else None)
     _check_scheduler(base, scheduler)
     base.raise_problems()
     return _facts(family, unet, {**VAE_DEFAULTS, **vae}, tuple(facts), scheduler)
+
+
+def reads_no_text(layout: TextLayout, *, recorded: bool) -> bool:
+    """Tell whether no tokenizer is needed: tokens are recorded, and no end token is looked for."""
+    return recorded and not layout.pooled
 
 
 def _facts(

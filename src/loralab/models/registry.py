@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loralab.errors import ModelError, Problem
-from loralab.models.facts import model_facts
+from loralab.models.facts import model_facts, reads_no_text
 from loralab.models.family import ModelFacts, ModelFamily
 from loralab.models.opening import open_model
 from loralab.models.source import ModelPlace
@@ -37,6 +37,7 @@ def load_family(
     fixed_sizes: Sequence[int] | None = None,
     gradient_checkpointing: bool = False,
     attention: str = "sdpa",
+    recorded: bool = False,
 ) -> ModelFamily:
     """Load a base model, frozen and in eval mode, every weight straight to its dtype and device.
 
@@ -51,6 +52,7 @@ def load_family(
         fixed_sizes: (6,) sizes told to the UNet for every picture, in families that read them.
         gradient_checkpointing: Recompute activations in backward; active only in train mode.
         attention: A backend of ``attention.py``; it is tried before anything else happens.
+        recorded: Latents and tokens are recorded, as in `model_facts`.
 
     Raises:
         ModelError: With every problem of the files and of the options.
@@ -65,7 +67,7 @@ def load_family(
     from loralab.models.text_encoder import ClipEncoder
 
     spec = family_spec(name)
-    facts, sources = model_facts(place, family=name), open_model(place, spec)
+    facts, sources = model_facts(place, family=name, recorded=recorded), open_model(place, spec)
     dtype = torch.float32 if weight_dtype is None else weight_dtype
     clip_skip = spec.clip_skip if clip_skip is None else clip_skip
     problems = _option_problems(facts, dtype, clip_skip, text_rows, attention)
@@ -73,7 +75,9 @@ def load_family(
         raise ModelError(*problems)
     encoders = [
         ClipEncoder(
-            components.load_tokenizer(sources, layout, vocab_size=text.vocab_size),
+            None
+            if reads_no_text(layout, recorded=recorded)
+            else components.load_tokenizer(sources, layout, vocab_size=text.vocab_size),
             components.load_text_encoder(sources, layout, dtype=dtype, device=device),
             layer=clip_skip,
             final_norm=layout.final_norm,

@@ -32,6 +32,7 @@ class ClipEncoder(nn.Module):
     is run on whole batches, with gradients, and nothing is remembered.
 
     Args:
+        tokenizer: None where tokens are recorded.
         layer: Which layer is read: 1 the last, n the n-th from the end.
         final_norm: Send it through the last norm, as SD1 and SD2 tools do; SDXL's do not.
         pooled: Also give the projected state of the caption's first end token.
@@ -42,7 +43,7 @@ class ClipEncoder(nn.Module):
 
     def __init__(
         self,
-        tokenizer: CLIPTokenizer,
+        tokenizer: CLIPTokenizer | None,
         model: CLIPTextModel | CLIPTextModelWithProjection,
         *,
         layer: int = 1,
@@ -53,7 +54,7 @@ class ClipEncoder(nn.Module):
         memory_bytes: int = 256 * 2**20,
     ) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.model: Any = model
         self.layer = layer
         self.final_norm = final_norm
@@ -89,7 +90,7 @@ class ClipEncoder(nn.Module):
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """Return token numbers (B,N,R) int64 on the CPU, cut or padded to N rows."""
-        tokenizer: Any = self.tokenizer
+        tokenizer = self.tokenizer
         begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         words = ([token for token, _ in self._words(caption)] for caption in captions)
         return torch.tensor([self._split(line, begin, end, pad) for line in words])

@@ -167,7 +167,9 @@ class ReplayReport(MicroStepCallback):
     def on_micro_step(
         self, trainer: L.Trainer, module: LoRATrainingModule, batch: Any, loss: Tensor
     ) -> None:
-        """Print the figures of the micro-batch."""
+        """Print the figures of the micro-batch; a filler is none of the recording."""
+        if any(batch.get("is_filler", ())):
+            return
         figures = {"loss": loss}
         line: dict[str, Any] = {"micro_step": self.num_done, "loss": float(loss)}
         if self.norm is not None:
