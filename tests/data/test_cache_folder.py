@@ -142,3 +142,12 @@ def test_file_that_vanishes_meanwhile_is_no_error(cache):
     found = removable(cache.root, everything=True)
     file_of(cache, "a").unlink()
     remove(cache.root, found)
+
+
+def test_file_that_cannot_be_removed_is_named(cache, problems_of):
+    (removal,) = removable(cache.root, max_bytes=cache.bytes_used() - 1)
+    removal.path.unlink()
+    removal.path.mkdir()  # root may remove anything else
+    (message,) = problems_of(remove, cache.root, [removal])
+    assert message.startswith(f"{removal.path} cannot be removed (")
+    assert message.endswith(f"mend the permissions of {cache.root}.")

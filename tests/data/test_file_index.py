@@ -116,6 +116,17 @@ def test_unusable_index_counts_as_none(known, start, tmp_path, content):
     assert start().facts(known) is not None
 
 
+@pytest.mark.parametrize("place", range(5))
+def test_a_flipped_bit_is_seen_wherever_it_is(known, start, tmp_path, place):
+    path = tmp_path / "cache" / "files.json"
+    data = bytearray(path.read_bytes())
+    digest = content_digest(known.read_bytes()).encode()
+    at = data.index(digest) + place * 10  # in the digest, or in the size behind it
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert start().facts(known) == FileFacts(content_digest(known.read_bytes()), 10, 20)
+
+
 def test_two_runs_that_save_keep_what_either_found(tmp_path, image, start):
     other = tmp_path / "b.png"
     noise_image(8, 8).save(other)

@@ -1,6 +1,7 @@
 """Scanning a folder: what is recorded, and what is refused in which words."""
 
 import hashlib
+import os
 
 import pytest
 from PIL import Image
@@ -153,3 +154,51 @@ def test_all_problems_are_reported_at_once(photos, problems_of):
     files = [message.split(" ", 1)[0] for message in messages]
     names = ["a.jpg", "a.jpg", "b.txt", "nested/c.webp"]
     assert files == [str(photos / name) for name in names]
+
+
+def test_every_kind_of_line_end_ends_a_line(photos):
+    (photos / "a.txt").write_bytes(b"one\rtwo\r\nthree\nfour")
+    assert scan_folder(photos, key=KEY)[0].captions == ("one", "two", "three", "four")
+
+
+def test_utf16_without_its_mark_is_refused(photos, problems_of):
+    (photos / "a.txt").write_bytes("cat".encode("utf-16-le"))  # valid UTF-8 with NUL characters
+    (message,) = problems_of(scan_folder, photos, key=KEY)
+    assert message == f"{photos / 'a.txt'} is not UTF-8 text (byte 1 is 0x00); save it as UTF-8."
+
+
+def test_links_to_one_folder_list_its_images_under_every_name(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    noise_image(32, 32).save(elsewhere / "x.png")
+    root.mkdir()
+    for name in ("one", "two"):
+        (root / name).symlink_to(elsewhere)
+    (elsewhere / "up").symlink_to(root)  # a loop: it ends where it began
+    records = scan_folder(root, key=KEY, class_text="x")
+    assert [record.path.relative_to(root).as_posix() for record in records] == [
+        "one/x.png",
+        "two/x.png",
+    ]
+
+
+def test_name_that_is_not_utf8_is_refused(photos, problems_of):
+    os.rename(photos / "a.jpg", os.fsencode(photos) + b"/b\xff.jpg")
+    (message,) = problems_of(scan_folder, photos, key=KEY, class_text="x")
+    assert message == (f"{photos}/b\\udcff.jpg has a name that is not UTF-8; rename it.")
+
+
+def test_link_to_nothing_is_called_so(photos, problems_of):
+    (photos / "b.png").unlink()
+    (photos / "b.png").symlink_to(photos / "gone.png")
+    (message,) = problems_of(scan_folder, photos, key=KEY)
+    assert message == (
+        f"{photos / 'b.png'} cannot be read (No such file or directory); it links to "
+        f"{photos / 'gone.png'}: mend the link or take it out."
+    )
+
+
+def test_pipe_called_like_an_image_is_refused_and_not_waited_for(photos, problems_of):
+    os.mkfifo(photos / "pipe.png")
+    (message,) = problems_of(scan_folder, photos, key=KEY, class_text="x")
+    assert message == f"{photos / 'pipe.png'} is no regular file; replace it or take it out."

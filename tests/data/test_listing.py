@@ -82,6 +82,14 @@ def test_folders_without_a_number_and_images_beside_them_are_refused(numbered, p
     assert any("images outside of such folders" in message for message in messages)
 
 
+def test_a_numbered_folder_without_images_is_refused(numbered, problems_of):
+    (numbered / "5_cat").mkdir()
+    (numbered / "notes").mkdir()  # no folder of images by its name
+    assert problems_of(list_numbered_folders, numbered, key=KEY) == [
+        f"{numbered / '5_cat'} holds no image; fill it or take it out."
+    ]
+
+
 CAPTIONS = {"a.jpg": "a wide photo", "b.png": "a square photo", "nested/c.webp": "a tall photo"}
 
 
@@ -249,3 +257,99 @@ def test_name_of_two_images_is_refused(photos):
     listing = sd_scripts(photos, {"a": {"tags": "x"}, "b": {"tags": "x"}, "c": {"tags": "x"}})
     assert [entry.path.name for entry in listing.entries] == ["a.jpg", "b.png"]
     assert len(listing.bad) == 3  # the name, and both images that stay without a caption
+
+
+def write_rows(path, *rows):
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+
+OTHERS = [{"file_name": name, "text": "fine"} for name in ("b.png", "nested/c.webp")]
+
+
+@pytest.mark.parametrize("value", [5, True, {"a": 1}, ["a", 5], 1.5])
+def test_captions_that_are_no_text_are_refused_with_place_and_value(photos, problems_of, value):
+    path = photos / "metadata.jsonl"
+    write_rows(path, {"file_name": "a.jpg", "text": value}, *OTHERS)
+    (message,) = problems_of(list_metadata, photos, key=KEY)
+    wrong = 5 if isinstance(value, list) else value
+    assert message == (
+        f"{path}, line 1, has {wrong!r} as the caption of a.jpg; write text, or a list of texts."
+    )
+
+
+def test_missing_value_of_a_table_is_no_caption(photos):
+    (photos / "metadata.jsonl").write_text(
+        "\n".join(['{"file_name": "a.jpg", "text": NaN}', *(json.dumps(row) for row in OTHERS)])
+    )
+    (problem,) = list_metadata(photos, key=KEY).bad
+    assert "has no caption for a.jpg" in problem.message
+
+
+def test_characters_that_no_text_has_are_refused(photos, problems_of):
+    for text in ("a\ud800b", "a\0b"):
+        write_rows(photos / "metadata.jsonl", {"file_name": "a.jpg", "text": text}, *OTHERS)
+        (message,) = problems_of(list_metadata, photos, key=KEY)
+        assert "line 1, has a character that is no text in the caption of a.jpg" in message
+        assert "write it anew" in message
+
+
+def test_rows_without_a_file_name_are_refused(photos, problems_of):
+    for name in (None, "", 5, ["a.jpg"]):
+        write_rows(photos / "metadata.jsonl", {"file_name": name, "text": "x"}, *OTHERS)
+        (message,) = problems_of(list_metadata, photos, key=KEY)
+        assert "line 1, names no image" in message
+        assert f"file_name is {name!r}" in message
+
+
+def test_csv_texts_that_fall_apart_at_their_commas_are_refused(photos, problems_of):
+    path = photos / "metadata.csv"
+    path.write_text("file_name,text\na.jpg,a red, round dog\nb.png,x\nnested/c.webp,x,y\n")
+    first, second = problems_of(list_metadata, photos, key=KEY)
+    assert first == (
+        f"{path}, line 2, has 3 cells and the head has 2; put texts that have commas in quotes."
+    )
+    assert second.startswith(f"{path}, line 4, has 3 cells")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("file_name,text\na.jpg," + "x" * 140_000 + "\n", "line 2, is not CSV (field larger"),
+        ('file_name,text\na.jpg,"never closed\nb.png,x\n', "is not CSV (unexpected end of data)"),
+        ("file_name,text,text\na.jpg,one,two\n", "has the column text twice"),
+    ],
+)
+def test_csv_that_cannot_be_read_as_one_is_refused(photos, problems_of, text, says):
+    path = photos / "metadata.csv"
+    path.write_text(text)
+    (message,) = problems_of(list_metadata, photos, key=KEY)
+    assert message.startswith(str(path))
+    assert says in message
+
+
+def test_a_key_given_twice_in_json_is_refused(photos, problems_of):
+    (photos / "meta.json").write_text('{"a": {"caption": "one"}, "a": {"caption": "two"}}')
+    (message,) = problems_of(list_metadata, photos, key=KEY, metadata_file="meta.json")
+    assert '"a" stands there twice' in message
+
+
+def test_json_that_is_too_deep_is_refused(photos, problems_of):
+    (photos / "metadata.jsonl").write_text("[" * 100_000)
+    (message,) = problems_of(list_metadata, photos, key=KEY)
+    assert "line 1, is not JSON" in message
+
+
+def test_a_path_from_the_folder_beats_the_bare_name_of_another_image(photos):
+    save(photos / "nested" / "b.png", 7)
+    entries = {
+        "a.jpg": {"tags": "x"},
+        "b.png": {"tags": "the upper one"},
+        "nested/b.png": {"tags": "the lower one"},
+        "c": {"tags": "x"},
+    }
+    (photos / "meta.json").write_text(json.dumps(entries))
+    listing = list_metadata(photos, key=KEY, metadata_file="meta.json")
+    assert listing.bad == []
+    captions = {path: captions for path, (captions, _, _) in listed(listing, photos).items()}
+    assert captions["b.png"] == ("the upper one",)
+    assert captions["nested/b.png"] == ("the lower one",)

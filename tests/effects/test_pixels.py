@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -340,3 +341,26 @@ def test_latents_beyond_the_limit_are_refused_before_anything_is_encoded(
     make_images(images, count=5)
     with pytest.raises(ConfigError, match=rf"loralab cache clean {place}"):
         tiny.build(*given, "data.latent_cache.size_limit=1e-6")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["data.resolution_schedule=['0:32', '0.5:64']", "trainer.max_steps=8"],
+        [
+            "data.augmentations=[color]",
+            "data.latent_cache.variants=2",
+            "validation.train_probe=true",
+        ],
+    ],
+)
+def test_the_limit_counts_everything_that_is_encoded(
+    tiny: Tiny, tmp_path: Path, more: list[str]
+) -> None:
+    place = tmp_path / "cache"
+    given = [f"data.latent_cache.directory={place}", "validation.fraction=0.3", *more]
+    tiny.build(*given).epoch()
+    size = sum(file.stat().st_size for file in place.rglob("*.safetensors"))
+    shutil.rmtree(place)
+    with pytest.raises(ConfigError, match=r"size_limit is .* GB; the latents of this run need"):
+        tiny.build(*given, f"data.latent_cache.size_limit={0.95 * size / 1e9}")

@@ -336,6 +336,23 @@ def test_unreadable_files_and_unwritable_folders_are_refused(cli: Cli, own_desk:
     assert list(output.iterdir()) == []
 
 
+def test_a_complete_cache_need_not_be_writable(cli: Cli, own_desk: Path) -> None:
+    cache = own_desk / "latents"
+    given = ["--config-dir", "conf", "experiment=tiny", f"data.latent_cache.directory={cache}"]
+    cli(*given, folder=own_desk)
+    folders = [cache, *(path for path in cache.rglob("*") if path.is_dir())]
+    for path in folders:
+        path.chmod(0o500)
+    complete = cli(*given, folder=own_desk, obeys_modes=True)
+    lacking = cli(*given, "data.buckets.enabled=false", folder=own_desk, obeys_modes=True)
+    for path in folders:
+        path.chmod(0o700)
+    assert complete.code == 0, complete.text
+    assert lacking.code == 2, lacking.text
+    assert f"data.latent_cache.directory: {cache} cannot be written" in lacking.text
+    assert "set data.latent_cache.directory to another folder" in lacking.text
+
+
 def test_full_disk_is_refused_beforehand(cli: Cli, desk: Path, small_disk: Disk) -> None:
     small_disk.fill(leave=2**20)
     outcome = cli(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +16,7 @@ import torch
 
 from loralab.data.dataset import Item
 from loralab.data.sampler import BucketBatchSampler
-from loralab.errors import DataError
+from loralab.errors import DataError, UserError
 from loralab.training.loader import ResumableLoader
 from tests.training.conftest import BUCKETS, items_in
 
@@ -94,6 +96,28 @@ def test_crash_in_a_worker_ends_the_loop_with_its_cause() -> None:
     with pytest.raises(KeyError, match="a mistake"):
         list(ResumableLoader(Broken(), sampler, num_workers=1))
     assert time.monotonic() - started < 30
+
+
+class Killed:
+    """A data set whose process the system kills, as it does when memory runs out."""
+
+    def __getitems__(self, micro_batch: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def __len__(self) -> int:
+        return 4
+
+
+def test_worker_killed_by_the_system_ends_the_loop_with_one_sentence() -> None:
+    sampler = BucketBatchSampler([BUCKETS[0]] * 4, [1.0] * 4, batch_size=2, accumulation=1, seed=0)
+    started = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        list(ResumableLoader(Killed(), sampler, num_workers=1))
+    assert time.monotonic() - started < 30
+    (problem,) = caught.value.problems
+    assert problem.key == "data.num_workers"
+    assert problem.message.startswith("data.num_workers is 1, and a loading process was killed")
+    assert "lower it, then continue with resume=auto" in problem.message
 
 
 def test_batches_do_not_depend_on_what_else_is_in_the_set(

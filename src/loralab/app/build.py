@@ -66,9 +66,7 @@ def build(config: RunConfig, survey: Survey, folder: RunFolder) -> Job:
     validation = build_validation(config, survey)
     module = build_module(config, survey, family, validation)
     datamodule = build_datamodule(config, survey, family)
-    account = Account(
-        survey.items, num_held_out=len(survey.validation_items), skipped=survey.skipped
-    )
+    account = Account(survey.items, held_out=survey.validation_items, skipped=survey.skipped)
     writer = AdapterWriter(config, survey, module, folder.path, account)
     trainer = build_trainer(config, survey, folder, writer, validation)
     return Job(module, datamodule, trainer, writer, validation, account)

@@ -13,6 +13,7 @@ from loralab.data.cache_folder import INDEX_FILE
 from loralab.data.dataset import BucketedDataset, Item, ValidationDataset
 from loralab.data.file_index import FileIndex
 from loralab.data.latent_cache import LatentCache
+from loralab.data.resolution import Phase
 from loralab.errors import DataError, Problem
 from loralab.models.components import vae_digest
 from loralab.models.family import ModelFacts
@@ -62,19 +63,22 @@ def check_room(
     config: RunConfig,
     cache: LatentCache,
     training: Sequence[Item],
-    held_out: Sequence[Item],
+    measured_items: Sequence[Item],
     facts: ModelFacts,
+    phases: Sequence[Phase],
 ) -> None:
     """Refuse, before anything is encoded, latents that the limit or the disk has no room for.
+
+    A folder that lacks nothing need not be writable.
 
     Raises:
         DataError: When they do not fit.
     """
     options = config.data.latent_cache
     trained = BucketedDataset(
-        training, cache=cache, seed=config.seed, num_variants=options.variants
+        training, cache=cache, seed=config.seed, num_variants=options.variants, phases=phases
     )
-    measured = ValidationDataset(held_out, cache=cache)
+    measured = ValidationDataset(measured_items, cache=cache)
     needed = cache.bytes_needed(
         (entry.key for images in (trained, measured) for entry in images.required()),
         channels=facts.latent_channels,
@@ -83,8 +87,10 @@ def check_room(
     limit, used = options.size_limit, cache.bytes_used() if options.size_limit is not None else 0
     if limit is not None and needed and used + needed > limit * 1e9:
         raise DataError(Problem(LIMIT_KEY, _limit_sentence(limit, used, needed, cache.root)))
-    if cache.root is not None and (
-        problem := output_folder_problem(cache.root, key=FOLDER_KEY, needed_bytes=needed)
+    if (
+        needed
+        and cache.root is not None
+        and (problem := output_folder_problem(cache.root, key=FOLDER_KEY, needed_bytes=needed))
     ):
         raise DataError(problem)
 

@@ -19,7 +19,7 @@ from loralab.app.models import check_model, model_place
 from loralab.app.objective import check_objective
 from loralab.app.resume import checkpoint_problem, data_problem, resume_problems
 from loralab.app.schedule import count_warmup_steps, schedule_problems
-from loralab.app.sizes import image_fit
+from loralab.app.sizes import image_fit, resolution_phases
 from loralab.app.sources import read_sources
 from loralab.app.toy_builds import check_recipes, num_devices
 from loralab.config.records import RunConfig
@@ -84,8 +84,10 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
         problems.append(damage)
     if problem := output_folder_problem(folder.path, needed_bytes=_bytes_needed(config, parts)):
         problems.append(problem)
-    if (place := cache_dir(config)) is not None and (
-        problem := output_folder_problem(place, key=FOLDER_KEY, needed_bytes=2**20)
+    if (
+        (place := cache_dir(config)) is not None
+        and not place.exists()
+        and (problem := output_folder_problem(place, key=FOLDER_KEY, needed_bytes=2**20))
     ):
         problems.append(problem)
     if facts is not None and sources is not None:
@@ -106,9 +108,6 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
 
     if problem := data_problem(folder, images.digest):
         problems.append(problem)
-    cache = collect(open_latent_cache, config)
-    if cache is not None and not problems:
-        collect(check_room, config, cache, images.training, images.held_out, facts)
     steps_per_epoch = _steps_per_epoch(config, images)
     total_steps = _total_steps(config, steps_per_epoch)
     warmup_steps = count_warmup_steps(config, total_steps)
@@ -120,6 +119,11 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
     )
     measured = measured_once(images.held_out)
     problems += held_out_problems(config, measured)
+    probe = choose_probe(images.training, len(measured) * config.validation.train_probe)
+    cache = collect(open_latent_cache, config)
+    if cache is not None:
+        phases = resolution_phases(config, total_steps, steps_per_epoch)
+        collect(check_room, config, cache, images.training, (*measured, *probe), facts, phases)
     if problems or sources is None:
         raise ConfigError(*problems)
     return Survey(
@@ -127,7 +131,7 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
         family=spec,
         items=images.training,
         validation_items=measured,
-        probe_items=choose_probe(images.training, len(measured) * config.validation.train_probe),
+        probe_items=probe,
         rotation=images.rotation,
         parts=parts,
         steps_per_epoch=steps_per_epoch,

@@ -112,7 +112,7 @@ def _losses(
     }
     module.lr_multiplier = lambda step: rates[min(step, len(rates) - 1)] / rates[0]
     folder.path.mkdir()
-    account = Account(survey.items, num_held_out=len(survey.validation_items))
+    account = Account(survey.items, held_out=survey.validation_items)
     writer = AdapterWriter(config, survey, module, folder.path, account)
     trainer = build_trainer(config, survey, folder, writer)
     test = RangeTest(seed=SEED, strata=STRATA)

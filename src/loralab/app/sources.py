@@ -82,6 +82,7 @@ def read_sources(config: RunConfig) -> Sources:
         held_out = [_only(source, chosen) for source in sources]
     held_out = [source for source in [*held_out, *(files or [])] if source.records]
     digests = {record.digest for source in held_out for record in source.records}
+    copies = _copies(held_out, [*sources, *([class_images] if class_images else [])])
     sources = [without(source, digests) for source in sources]
     if not any(source.records for source in sources):
         raise ConfigError(*stopping, _all_held_out(config))
@@ -91,7 +92,7 @@ def read_sources(config: RunConfig) -> Sources:
         training=tuple(sources),
         prior=class_images,
         held_out=tuple(held_out),
-        skipped=tuple(found.bad) if found.skips else (),
+        skipped=(*(found.bad if found.skips else ()), *copies),
         problems=stopping,
         files=found.files,
     )
@@ -114,6 +115,26 @@ def choose_held_out(sources: Sequence[Source], fraction: float) -> set[str]:
     if not chosen or len(chosen) == len(places):
         raise ConfigError(_one_sided(fraction, places.values()))
     return chosen
+
+
+def _copies(held_out: Sequence[Source], others: Sequence[Source]) -> list[Problem]:
+    """Return why files are neither measured nor trained on: they are copies of measured ones."""
+    measured: dict[str, Path] = {}
+    for source in held_out:
+        for record in source.records:
+            measured.setdefault(record.digest, record.path)
+    copies = [
+        Problem(
+            str(record.path),
+            f"{record.path} is a copy of {measured[record.digest]}, which is held out: a content "
+            "is measured once and not trained on.",
+        )
+        for source in (*held_out, *others)
+        for record in source.records
+        if record.digest in measured
+        and record.path.absolute() != measured[record.digest].absolute()
+    ]
+    return list(dict.fromkeys(copies))
 
 
 def without(source: Source, digests: Collection[str]) -> Source:

@@ -81,18 +81,18 @@ class Account:
         self,
         items: Sequence[Item],
         *,
-        num_held_out: int = 0,
+        held_out: Sequence[Item] = (),
         skipped: Sequence[Problem] = (),
     ) -> None:
         """Open the account.
 
         Args:
             items: Training items.
-            num_held_out: Images that only validation sees.
+            held_out: Images that only validation sees.
             skipped: Why images were left out; the key is their file.
         """
         self.items = tuple(items)
-        self.num_held_out = num_held_out
+        self.held_out = [str(item.record.path) for item in held_out]
         self.skipped = tuple(skipped)
         self.visits = torch.zeros(len(items), dtype=torch.int64)
         self.fillers = self.samples = self.micro_batches = 0
@@ -116,9 +116,17 @@ class Account:
                 self.receipts.append(OrderReceipt(epoch))
             self.receipts[-1].extend(digest)
 
+    def leave_out(self, faults: Mapping[int, Problem]) -> None:
+        """Move held-out images, by their place, to those that are skipped, with the reasons."""
+        self.skipped += tuple(
+            Problem(self.held_out[place], fault.message) for place, fault in faults.items()
+        )
+        self.held_out = [p for place, p in enumerate(self.held_out) if place not in faults]
+
     def figures(self) -> dict[str, int]:
         """Return the sums; seen, repeated and fillers together are all samples of all batches."""
         images = self._visits_by_image()
+        failed = {str(self._path(key)) for key, _ in self.failures}
         seen = sum(count > 0 for count in images.values())
         return {
             "micro_batches": self.micro_batches,
@@ -126,10 +134,10 @@ class Account:
             "seen": seen,
             "repeated": int(self.visits.sum()) - seen,
             "fillers": self.fillers,
-            "not_reached": len(images) - seen,
+            "not_reached": sum(not n and path not in failed for path, n in images.items()),
             "failed": sum(self.failures.values()),
             "skipped": len({problem.key for problem in self.skipped}),
-            "held_out": self.num_held_out,
+            "held_out": len(self.held_out),
         }
 
     def as_json(self) -> str:
@@ -143,6 +151,7 @@ class Account:
             "order_receipts": [vars(receipt) for receipt in self.receipts],
             "skipped": [{"path": p.key, "reason": p.message} for p in self.skipped],
             "failed": failures,
+            "held_out": self.held_out,
             "visits": self._visits_by_image(),
         }
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -6,6 +6,7 @@ our form, below a folder that carries our tag. Links are not followed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -135,11 +136,20 @@ def removable(
 
 
 def remove(root: Path, removals: list[Removal]) -> None:
-    """Remove files, and the folders that are empty then."""
-    for removal in removals:
-        removal.path.unlink(missing_ok=True)
+    """Remove files, and the folders that are empty then.
+
+    Raises:
+        DataError: If one cannot be removed; those before it are gone.
+    """
+    try:
+        for removal in removals:
+            removal.path.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        sentence = f"{removal.path} cannot be removed ({reason}); mend the permissions of {root}."
+        raise DataError(Problem(str(removal.path), sentence)) from error
     for folder in {removal.path.parent for removal in removals} - {root}:
-        if not any(folder.iterdir()):
+        with contextlib.suppress(OSError):  # it holds more, or another process was quicker
             folder.rmdir()
 
 

@@ -169,15 +169,15 @@ class BucketedDataset(Dataset[Sample]):
 
 
 class ValidationDataset(Dataset[Sample]):
-    """The validation set: images as they are, captions without anything random."""
+    """The validation set: images as they are, captions without anything random.
 
-    def __init__(
-        self, items: Sequence[Item], *, cache: LatentCache | None, skips_bad: bool = False
-    ) -> None:
+    No other image stands in for one that cannot be read: a measure of fewer images is another.
+    """
+
+    def __init__(self, items: Sequence[Item], *, cache: LatentCache | None) -> None:
         """Keep the parts, as ``BucketedDataset`` does."""
         self.items = tuple(items)
         self.cache = cache
-        self.skips_bad = skips_bad
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -187,11 +187,25 @@ class ValidationDataset(Dataset[Sample]):
         """Return the samples of a micro-batch, or of plain indices of one bucket, weight 1 each."""
         if not isinstance(batch, MicroBatch):
             batch = MicroBatch(0, 0, tuple(batch), (1.0,) * len(batch))
-        return _samples(self.items, batch, self._sample, skips_bad=self.skips_bad)
+        return _samples(self.items, batch, self._sample, skips_bad=False)
 
     def required(self) -> list[CacheEntry]:
         """Return every entry that the cache must hold, each once, in order of the items."""
         return _entries(self.items, self.cache, None)
+
+    def faults(self) -> dict[int, Problem]:
+        """Return why items cannot be shown, by their place; every item is tried."""
+        found = {}
+        for index in range(len(self.items)):
+            try:
+                self[index]
+            except DataError as error:
+                found[index] = error.problems[0]
+        return found
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one sample, weight 1."""
+        return self._sample(index, 1.0, MicroBatch(0, 0, (index,), (1.0,)), 0)
 
     def _sample(self, index: int, weight: float, visit: MicroBatch, place: int) -> Sample:
         item = self.items[index]

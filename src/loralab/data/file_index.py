@@ -11,13 +11,14 @@ import contextlib
 import json
 import os
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from loralab.data.images import content_digest, read_bytes, read_size
 from loralab.files import replacing
 
-FORMAT_VERSION = 1  # raise it when what is taken for a sound file changes: read_size, digest
+FORMAT_VERSION = 2  # raise it when what is taken for a sound file changes: read_size, digest
 SETTLING_NS = 2_000_000_000  # a younger file may change again within one tick of its clock
 
 
@@ -73,7 +74,8 @@ class FileIndex:
         merged = {**_load(self.path), **self._new}  # another run may have written meanwhile
         self._known, self._new = merged, {}
         with contextlib.suppress(OSError), replacing(self.path) as part:
-            part.write_text(json.dumps({"format": FORMAT_VERSION, "files": merged}))
+            content = {"format": FORMAT_VERSION, "crc32": _checksum(merged), "files": merged}
+            part.write_text(json.dumps(content))
 
     def _is_settled(self, stamp: list[int | str]) -> bool:
         changed = max(int(stamp[2]), int(stamp[3]))
@@ -89,12 +91,16 @@ def _stamp(path: Path) -> list[int | str] | None:
     return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev]
 
 
+def _checksum(files: dict[str, list[int | str]]) -> int:
+    """Return what tells that the entries are as they were written."""
+    return zlib.crc32(json.dumps(files).encode())
+
+
 def _load(path: Path) -> dict[str, list[int | str]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT_VERSION:
-            return {}
         files: dict[str, list[int | str]] = content["files"]
-        return {name: entry for name, entry in files.items() if len(entry) == 8}
+        is_sound = content["format"] == FORMAT_VERSION and content["crc32"] == _checksum(files)
+        return files if is_sound else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

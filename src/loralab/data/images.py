@@ -7,6 +7,7 @@ are not applied.
 from __future__ import annotations
 
 import hashlib
+import stat
 import struct
 import warnings
 import zlib
@@ -93,10 +94,15 @@ def load_image(path: Path, *, background: str = "white") -> Image.Image:
 def read_bytes(path: Path) -> bytes:
     """Return a file's bytes; a DataError names the file if that fails."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise _error(path, "is no regular file; replace it or take it out.")
         return path.read_bytes()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise _error(path, f"cannot be read ({reason}); check its permissions.") from error
+        remedy = "check its permissions."
+        if path.is_symlink():
+            remedy = f"it links to {path.readlink()}: mend the link or take it out."
+        raise _error(path, f"cannot be read ({reason}); {remedy}") from error
 
 
 def decode_image(data: bytes, path: Path, *, background: str = "white") -> Image.Image:

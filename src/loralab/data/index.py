@@ -7,6 +7,7 @@ captions are, as written.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,9 +155,11 @@ def find_images(root: Path, key: str) -> tuple[list[Path], list[Problem]]:
         sentence = f"{key} is {root}; {what}. Give an existing folder of images."
         raise DataError(Problem(key, sentence))
     files = [path for path in _walk(root) if not path.name.lower().endswith(MASK_ENDING)]
-    paths = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS]
-    refused = [path for path in files if path.suffix.lower() in REFUSED_EXTENSIONS]
-    bad = [_another_format(path) for path in refused]
+    known = (*IMAGE_EXTENSIONS, *REFUSED_EXTENSIONS)
+    images = [path for path in files if path.suffix.lower() in known]
+    bad = [problem for path in images if (problem := _name_problem(path)) is not None]
+    refused = {problem.key for problem in bad}
+    paths = [path for path in images if _shown(path) not in refused]
     if not paths and not bad:
         sentence = f"{key} is {root}; this folder has no {_ALLOWED} file. Give a folder of images."
         raise DataError(Problem(key, sentence))
@@ -179,20 +182,25 @@ def beside(key: str, name: str) -> str:
 
 def split_lines(text: str) -> tuple[str, ...]:
     """Return the non-empty lines of a text, stripped."""
-    return tuple(line for piece in text.split("\n") if (line := piece.strip()))
+    return tuple(line for piece in re.split("[\r\n]", text) if (line := piece.strip()))
+
+
+def is_text(text: str) -> bool:
+    """Tell whether a text has neither NUL nor halves of characters, which JSON may smuggle in."""
+    return re.search("[\0\ud800-\udfff]", text) is None
 
 
 def read_text(path: Path) -> str:
     """Return the text of a file; a DataError names it if that fails."""
     data = read_bytes(path)
-    try:
-        return data.decode("utf-8-sig")  # editors on Windows add a byte-order mark
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        sentence = (
-            f"{path} is not UTF-8 text (byte {error.start} is 0x{byte:02x}); save it as UTF-8."
-        )
-        raise DataError(Problem(str(path), sentence)) from error
+    place = data.find(0)  # UTF-16 without its mark would pass for UTF-8
+    if place < 0:
+        try:
+            return data.decode("utf-8-sig")  # editors on Windows add a byte-order mark
+        except UnicodeDecodeError as error:
+            place = error.start
+    sentence = f"{path} is not UTF-8 text (byte {place} is 0x{data[place]:02x}); save it as UTF-8."
+    raise DataError(Problem(str(path), sentence))
 
 
 def _captions(entry: Entry, extension: str, key: str) -> tuple[tuple[str, ...], Sequence[Problem]]:
@@ -217,21 +225,37 @@ def _captions(entry: Entry, extension: str, key: str) -> tuple[tuple[str, ...], 
     return lines, ()
 
 
-def _another_format(path: Path) -> Problem:
-    sentence = f"{path} is not a {_ALLOWED} file; convert it or take it out of the folder."
-    return Problem(str(path), sentence)
+def _name_problem(path: Path) -> Problem | None:
+    """Return why a file cannot be used whatever is in it."""
+    shown = _shown(path)
+    if shown != str(path):
+        says = "has a name that is not UTF-8; rename it."
+    elif path.suffix.lower() in REFUSED_EXTENSIONS:
+        says = f"is not a {_ALLOWED} file; convert it or take it out of the folder."
+    else:
+        return None
+    return Problem(shown, f"{shown} {says}")
+
+
+def _shown(path: Path) -> str:
+    """Return a path as it can be printed: bytes that are not UTF-8 become escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _walk(root: Path) -> list[Path]:
-    """Return all visible files under ``root``, sorted by path."""
+    """Return all visible files under ``root``, sorted by path.
+
+    Links are followed, except to a folder that they lie in, which would never end.
+    """
     files: list[Path] = []
     failures: list[OSError] = []
-    seen: set[str] = set()
+    way: dict[str, frozenset[str]] = {}  # where each folder and those above it really are
     for folder, subfolders, names in os.walk(root, onerror=failures.append, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:  # a link back up would never end
+        above = way.get(os.path.dirname(folder), frozenset())
+        if (real := os.path.realpath(folder)) in above:
             subfolders.clear()
             continue
-        seen.add(real)
+        way[folder] = above | {real}
         subfolders[:] = sorted(_visible(subfolders))
         files += [Path(folder, name) for name in _visible(names)]
     if failures:

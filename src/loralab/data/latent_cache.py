@@ -51,6 +51,7 @@ class LatentCache:
         self.vae_digest = vae_digest
         self.vae_dtype = vae_dtype
         self.precision = precision
+        self.faults: dict[str, Problem] = {}  # why images have no moments, by key
         self.store: Store = MemoryStore() if root is None else FileStore(root)
 
     def key(
@@ -98,8 +99,11 @@ class LatentCache:
         """Return the moments of a key, shape (2C, h, w) float32: mean, then log-variance.
 
         Raises:
-            DataError: If the file is missing, damaged or unreadable.
+            DataError: If the file is missing, damaged or unreadable, with the image's own fault
+                where this process knows of one.
         """
+        if key in self.faults:
+            raise DataError(self.faults[key])
         return self.store.read(key).float()
 
     def write(self, key: str, moments: Tensor, *, source: Path | None = None) -> None:

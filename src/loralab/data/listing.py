@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +49,7 @@ def list_numbered_folders(root: Path, *, key: str, class_text: str | None = None
     paths, bad = find_images(root, key)
     folders = dict.fromkeys(_top(path, root) for path in paths)
     problems = [problem for name in folders if (problem := _misnamed(name, root, key))]
+    problems += _empty(root, {*folders, *(_top(Path(problem.key), root) for problem in bad)})
     if problems:
         raise DataError(*problems)
     entries = []
@@ -118,6 +119,19 @@ def _top(path: Path, root: Path) -> str:
     return folders[0] if folders else ""
 
 
+def _empty(root: Path, filled: Collection[str]) -> list[Problem]:
+    """Return the folders that are named like one of images and hold none."""
+    empty = (
+        folder
+        for folder in sorted(root.iterdir())
+        if _NUMBERED.fullmatch(folder.name) and folder.is_dir() and folder.name not in filled
+    )
+    return [
+        Problem(str(folder), f"{folder} holds no image; fill it or take it out.")
+        for folder in empty
+    ]
+
+
 def _misnamed(name: str, root: Path, key: str) -> Problem | None:
     match = _NUMBERED.fullmatch(name)
     if match is not None and int(match[1]) > 0:
@@ -165,26 +179,27 @@ def _by_name(paths: Sequence[Path], root: Path) -> Callable[[str], Path | None]:
     Files of sd-scripts name images by full path or bare name, and were often made elsewhere; the
     last resort is the name alone, if only one image has it.
     """
-    known: dict[str, Path | None] = {}
-    for path in paths:
-        for name in _names(path, root):
-            known[name] = path if name not in known else None
+    whole = _unambiguous(
+        (name, path)
+        for path in paths
+        for name in {str(path), str(path.resolve()), path.relative_to(root).as_posix()}
+    )
+    bare = _unambiguous((path.name, path) for path in paths)
 
     def find(file: str) -> Path | None:
         name = file.replace("\\", "/")
-        for candidate in (name, str(Path(name).resolve()), name.rpartition("/")[2]):
-            if known.get(candidate) is not None:
-                return known[candidate]
-        stem = Path(name.rpartition("/")[2]).stem
-        return known.get(stem)
+        last = name.rpartition("/")[2]
+        candidates = [(whole, name), (whole, str(Path(name).resolve()))]
+        candidates += [(bare, last), (bare, Path(last).stem)]
+        return next(filter(None, (known.get(given) for known, given in candidates)), None)
 
     return find
 
 
-def _names(path: Path, root: Path) -> Iterator[str]:
-    for whole in dict.fromkeys([str(path), str(path.resolve()), path.relative_to(root).as_posix()]):
-        yield whole
-        yield whole.removesuffix(path.suffix)
-    if path.parent != root:
-        yield path.name
-        yield path.stem
+def _unambiguous(names: Iterable[tuple[str, Path]]) -> dict[str, Path | None]:
+    """Return whose each name is, with and without its extension; None where several have it."""
+    known: dict[str, Path | None] = {}
+    for name, path in names:
+        for given in (name, name.removesuffix(path.suffix)):
+            known[given] = path if given not in known else None
+    return known

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loralab.data.index import read_text, split_lines
-from loralab.errors import DataError, Problem
+from loralab.data.index import is_text, read_text, split_lines
+from loralab.errors import Collector, DataError, Problem
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _FILE_COLUMN = "file_name"  # https://huggingface.co/docs/datasets/image_dataset#imagefolder
@@ -43,7 +44,8 @@ def read_metadata(
         column_key: Config key of that column.
 
     Raises:
-        DataError: If the file is not what its extension says.
+        DataError: If the file is not what its extension says, or with every row whose file name or
+            caption is no text.
     """
     readers = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     extension = path.suffix.lower()
@@ -57,10 +59,9 @@ def read_metadata(
         if column not in columns:
             remedy = f"set {key} to one of {', '.join(columns)}" if key else "name the images there"
             raise _error(path, f"has no column {column}; {remedy}")
-    return [
-        Row(place, str(row.get(_FILE_COLUMN) or ""), _lines(row.get(caption_column)))
-        for place, row in rows
-    ]
+    return _rows(
+        _row, ((place, row.get(_FILE_COLUMN), row.get(caption_column)) for place, row in rows)
+    )
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -75,9 +76,26 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    for row in reader:
-        yield f"{path}, line {reader.line_num},", row
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        lines = [(f"{path}, line {reader.line_num},", cells) for cells in reader if cells]
+    except csv.Error as error:
+        raise _error(
+            f"{path}, line {reader.line_num},", f"is not CSV ({error}); mend it"
+        ) from error
+    (_, head), *rows = lines or [("", [])]
+    for column, count in Counter(head).items():
+        if count > 1:
+            raise _error(path, f"has the column {column} twice; take one of them out")
+    wrong = [
+        Problem(place, f"{place} has {len(cells)} cells and the head has {len(head)}; put texts "
+                "that have commas in quotes.")
+        for place, cells in rows if len(cells) > len(head)
+    ]  # fmt: skip
+    if wrong:
+        raise DataError(*wrong)
+    for place, cells in rows:
+        yield place, dict(zip(head, cells, strict=False))
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -100,26 +118,55 @@ def _sd_scripts(path: Path, separator: str) -> list[Row]:
     content = _parsed(read_text(path), str(path))
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise _error(path, "is not a JSON object of the form {image: {caption, tags}}; mend it")
-    rows = []
-    for file, entry in content.items():
-        captions, tags = _lines(entry.get("caption")), _lines(entry.get("tags"))
-        between = f"{separator.rstrip()} "
+    between = f"{separator.rstrip()} "
+
+    def row(file: str, entry: Mapping[str, Any]) -> Row:
+        captions, tags = (_row(str(path), file, entry.get(n)).captions for n in ("caption", "tags"))
         both = tuple(f"{caption}{between}{tag}" for caption in captions for tag in tags)
-        rows.append(Row(str(path), file, both or captions or tags))
-    return rows
+        return Row(str(path), file, both or captions or tags)
+
+    return _rows(row, content.items())
 
 
-def _lines(value: Any) -> tuple[str, ...]:
-    """Return the lines of a text or of a list of texts."""
-    texts = value if isinstance(value, list) else [value]
-    return tuple(line for text in texts if text is not None for line in split_lines(str(text)))
+def _row(place: str, file: Any, value: Any) -> Row:
+    """Return a row whose caption is a text or a list of texts; nan, as of pandas, is none."""
+    if not isinstance(file, str) or not file:
+        raise _error(place, f"names no image: {_FILE_COLUMN} is {file!r}; write a path")
+    texts = [text for text in (value if isinstance(value, list) else [value]) if text == text]
+    for text in texts:
+        if not isinstance(text, str | None):
+            remedy = "write text, or a list of texts"
+            raise _error(place, f"has {text!r} as the caption of {file}; {remedy}")
+        if text is not None and not is_text(text):
+            raise _error(
+                place, f"has a character that is no text in the caption of {file}; write it anew"
+            )
+    return Row(place, file, tuple(line for text in texts if text for line in split_lines(text)))
+
+
+def _rows(make: Callable[..., Row], given: Iterable[Sequence[Any]]) -> list[Row]:
+    """Make rows; a DataError has the problems of all."""
+    problems: list[Problem] = []
+    collect = Collector(problems)
+    rows = [collect(make, *values) for values in given]
+    if problems:
+        raise DataError(*problems)
+    return [row for row in rows if row is not None]
 
 
 def _parsed(text: str, place: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
         raise _error(place, f"is not JSON ({error}); mend it") from error
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; Python's reader would keep the last of two equal keys and say nothing."""
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f'"{key}" stands there twice')
+    return dict(pairs)
 
 
 def _error(place: Path | str, says: str) -> DataError:

@@ -38,7 +38,8 @@ def fill_cache(
         entries: Everything that it must hold; entries of one key count once.
         load_codec: Loads the VAE, onto its device; called only when something is missing.
         num_workers: Threads that decode ahead; 0 decodes and encodes in turns.
-        skips_bad: Leave images out that cannot be read or encoded; whoever asks for them is told.
+        skips_bad: Leave images out that cannot be read or encoded; the cache keeps the reasons, and
+            tells whoever asks for them.
         report: Called with the number of entries done and their total.
 
     Raises:
@@ -55,7 +56,7 @@ def fill_cache(
         while todo:
             elsewhere: list[CacheEntry] = []
             batches = _claimed(cut_batches(todo), cache, claims, elsewhere)
-            for decoded in _decoded(batches, num_workers, skips_bad):
+            for decoded in _decoded(batches, num_workers, cache if skips_bad else None):
                 _encode(decoded, cache, codec, skips_bad)
                 for entry, _ in decoded:
                     claims.release(entry.key)
@@ -101,8 +102,12 @@ def _encode(
     with torch.inference_mode():
         moments = codec.moments(images).cpu()
     for entry, own in zip(batch, moments[: len(batch)], strict=True):
-        if own.isfinite().all() or not skips_bad:
+        try:
             cache.write(entry.key, own, source=entry.item.record.path)
+        except DataError as error:
+            if own.isfinite().all() or not skips_bad:
+                raise
+            cache.faults[entry.key] = error.problems[0]
 
 
 def batch_size(entry: CacheEntry) -> int:
@@ -124,10 +129,10 @@ def cut_batches(entries: Sequence[CacheEntry]) -> list[list[CacheEntry]]:
 
 
 def _decoded(
-    batches: Iterator[list[CacheEntry]], num_workers: int, skips_bad: bool
+    batches: Iterator[list[CacheEntry]], num_workers: int, told: LatentCache | None
 ) -> Iterator[list[tuple[CacheEntry, Tensor | None]]]:
     """Yield each batch with its pixels, None for a bad image, the next under way in threads."""
-    read = partial(_pixels, skips_bad=skips_bad)
+    read = partial(_pixels, told=told)
     if not num_workers:
         for batch in batches:
             yield [(entry, read(entry)) for entry in batch]
@@ -144,13 +149,15 @@ def _decoded(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _pixels(entry: CacheEntry, *, skips_bad: bool) -> Tensor | None:
+def _pixels(entry: CacheEntry, *, told: LatentCache | None) -> Tensor | None:
+    """Return an image's pixels; None for a bad one, whose fault the cache is told."""
     try:
         return read_pixels(entry.item, entry.variant)
-    except DataError:
-        if skips_bad:
-            return None
-        raise
+    except DataError as error:
+        if told is None:
+            raise
+        told.faults[entry.key] = error.problems[0]
+        return None
 
 
 def _padded(pixels: Sequence[Tensor], size: int) -> Tensor:

@@ -13,6 +13,7 @@ from loralab.data.latent_cache import LatentCache
 from loralab.data.prior import Rotation
 from loralab.data.resolution import Phase
 from loralab.data.sampler import BucketBatchSampler
+from loralab.errors import DataError, Problem
 from loralab.models.codec import LatentCodec
 from loralab.training.cache_filling import fill_cache
 from loralab.training.loader import ResumableLoader
@@ -84,8 +85,7 @@ class ImageTextDataModule(L.LightningDataModule):
             phases=phases,
         )
         self.validation_set, self.probe_set = (
-            ValidationDataset(group, cache=cache, skips_bad=loading.skips_bad)
-            for group in (validation_items, probe_items)
+            ValidationDataset(group, cache=cache) for group in (validation_items, probe_items)
         )
         self.cache = cache
         self.load_codec = load_codec
@@ -93,6 +93,7 @@ class ImageTextDataModule(L.LightningDataModule):
         self.seed = seed
         self.rotation = rotation
         self._prepared = False
+        self.left_out: dict[int, Problem] = {}  # held-out images that cannot be measured, by place
         self.report: Callable[[int, int], None] = lambda done, total: None
 
     def prepare_data(self) -> None:
@@ -109,6 +110,23 @@ class ImageTextDataModule(L.LightningDataModule):
             skips_bad=self.loading.skips_bad,
             report=self.report,
         )
+
+    def setup(self, stage: str) -> None:
+        """Leave measured images out that cannot be read, on every rank alike.
+
+        Raises:
+            DataError: If no held-out image is left.
+        """
+        if not self.loading.skips_bad or self.left_out:
+            return
+        self.left_out, _ = map(_leave_out_bad, (self.validation_set, self.probe_set))
+        if self.left_out and not self.validation_set.items:
+            first = next(iter(self.left_out.values()))
+            sentence = (
+                f"None of the {len(self.left_out)} held-out images can be measured; hold out other "
+                f"ones with validation.folder or validation.files. The first reason: {first}"
+            )
+            raise DataError(Problem("validation.folder", sentence))
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of the epoch plan."""
@@ -153,3 +171,10 @@ class ImageTextDataModule(L.LightningDataModule):
 
     def _codec_on_its_device(self) -> LatentCodec:
         return self.load_codec().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _leave_out_bad(images: ValidationDataset) -> dict[int, Problem]:
+    """Take the images that cannot be read out of a set, and return why, by their former place."""
+    faults = images.faults()
+    images.items = tuple(item for place, item in enumerate(images.items) if place not in faults)
+    return faults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from loralab.data.batch import Batch, Sample, collate
 from loralab.data.sampler import BucketBatchSampler, MicroBatch
-from loralab.errors import UserError
+from loralab.errors import Problem, UserError
 
 
 class ResumableLoader(DataLoader[Batch]):
@@ -51,7 +52,8 @@ class ResumableLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yield the micro-batches that are left of the epoch."""
         self._handed_out = self._plan.position  # read before workers start to prefetch
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while (batch := self._next(batches)) is not None:
             if isinstance(batch, UserError):
                 raise batch
             self._handed_out += 1
@@ -65,6 +67,19 @@ class ResumableLoader(DataLoader[Batch]):
         """Start the next iteration where the state was taken."""
         self._plan.load_state_dict(state)
         self._handed_out = state["position"]
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """Return the next batch, or None at the end; name what to do about a killed process."""
+        try:
+            return next(batches, None)
+        except RuntimeError as error:  # torch 2.13 has no class of its own for it
+            if not re.search("DataLoader worker .*(exited unexpectedly|killed by)", str(error)):
+                raise
+            sentence = (
+                f"data.num_workers is {self.num_workers}, and a loading process was killed, most "
+                "likely because memory ran out; lower it, then continue with resume=auto."
+            )
+            raise UserError(Problem("data.num_workers", sentence)) from error
 
 
 def _cuda_available() -> bool:

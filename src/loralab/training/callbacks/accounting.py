@@ -29,6 +29,10 @@ class Accounting(L.Callback):
         self.account = account
         self._tally = Tally()
 
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Take up what the data module had to leave out."""
+        self.account.leave_out(trainer.datamodule.left_out)  # type: ignore[attr-defined]
+
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
