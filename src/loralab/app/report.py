@@ -14,6 +14,7 @@ from loralab.app.folders import RunFolder
 from loralab.app.images import count_shown
 from loralab.app.preflight import Survey
 from loralab.app.recipes import recipe_arguments
+from loralab.app.result_metrics import describe_result_metrics, plan_of_result_metrics
 from loralab.app.schedule import CHART_FILE, describe_schedule
 from loralab.app.sizes import describe_phases, resolution_phases
 from loralab.app.toy_builds import num_devices
@@ -68,6 +69,7 @@ def plan_rows(config: RunConfig, survey: Survey, folder: RunFolder) -> list[tupl
         rows.append(("average", f"decay {config.ema.decay:g}, taken for {uses}"))
     for name, part in survey.parts.items():
         rows.append((name, part.describe()))
+    rows += plan_of_result_metrics(config, survey)
     rows += [
         ("precision", str(config.trainer.get("precision", "32-true"))),
         ("run folder", str(folder.path)),
@@ -116,6 +118,8 @@ def show_outcome(
         print(f"Best: {loss:.4f} at step {step:.0f}, the files that end in -best")
     if "quality/content_top1" in figures:
         show_quality(figures)
+    for line in describe_result_metrics(figures):
+        print(line)
     print("\nNext:")
     print(f"  look at it     tensorboard --logdir {config.output_dir}")
     print("  compare rates  python train.py -m optimizer.lr=3e-4,1e-3,3e-3")

@@ -147,6 +147,13 @@ class Preservation(Enum):
     outside_mask = "outside_mask"
 
 
+class ImageSet(Enum):
+    """Images that drawn pictures are compared with."""
+
+    training = "training"
+    held_out = "held_out"
+
+
 class AverageUse(Enum):
     """What may take the average of the weights instead of the live ones."""
 
