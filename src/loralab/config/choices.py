@@ -30,11 +30,18 @@ class PredictionType(Enum):
 
 
 class WeightDtype(Enum):
-    """Storage of the frozen base weights; adapter weights are always float32."""
+    """Storage of the frozen base weights."""
 
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+class AdapterDtype(Enum):
+    """Storage of the adapter's weights while they are trained."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 class AdapterKind(Enum):
