@@ -227,7 +227,7 @@ def _step_milliseconds(recipe: dict[str, Any]) -> float:
 
 def _build(recipe: dict[str, Any]) -> tuple[Any, list[torch.nn.Parameter]]:
     """Return the optimizer on parameters of the demo's shapes."""
-    from loralab.app.build import optimizer_maker
+    from loralab.app.optimizers import optimizer_maker
     from loralab.training.averaging import is_schedule_free
 
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from loralab.app.build import optimizer_maker
+from loralab.app.optimizers import optimizer_maker
 from loralab.config.store import conf_dir
 from loralab.training.averaging import is_schedule_free
 from tests.config.conftest import composed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loralab.config.choices import AverageUse, Schedule
+from loralab.config.choices import AdapterDtype, AdapterKind, AverageUse, Schedule, WeightNorm
 
 RELATIVE = {
     "_target_": "transformers.optimization.Adafactor", "lr": None, "relative_step": True,
@@ -15,6 +15,7 @@ FREE = {"_target_": "schedulefree.AdamWScheduleFree", "lr": 3e-4, "weight_decay"
 AVERAGE = {"ema.enabled": True, "ema.use_for": [AverageUse.export]}
 FUSED = {"fused_backward": True, "trainer.gradient_clip_val": None, "callbacks": {}}
 DEAD = {"_target_": "loralab.training.callbacks.adapter_care.DeadAdapters"}
+HALF = {"adapter.weight_dtype": AdapterDtype.bf16}
 EQUAL = {"adapter.text_encoder.lr_scale": 1.0}
 
 OPTIMIZER_CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
@@ -108,6 +109,32 @@ OPTIMIZER_CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         {**FUSED, "callbacks": {"dead_adapters": DEAD}},
         "callbacks.dead_adapters",
         FUSED,
+    ),
+    (
+        "rounding_is_exact",
+        {**HALF, "optimizer": {**PRODIGY}, **EQUAL},
+        "optimizer._target_",
+        HALF,
+    ),
+    ("rounding_is_exact", {**HALF, **AVERAGE}, "ema.enabled", HALF),
+    ("rounding_is_exact", {**HALF, "adapter.kind": AdapterKind.loha}, "adapter.kind", HALF),
+    (
+        "rounding_is_exact",
+        {**HALF, "adapter.weight_norm.type": WeightNorm.frobenius},
+        "adapter.weight_norm.type",
+        HALF,
+    ),
+    (
+        "rounding_is_exact",
+        {**HALF, "trainer.devices": 2},
+        "trainer.devices",
+        {"trainer.devices": 2},
+    ),
+    (
+        "rounding_is_exact",
+        {**HALF, "trainer.precision": "16-mixed"},
+        "trainer.precision",
+        {**HALF, "trainer.precision": "bf16-mixed"},
     ),
     (
         "averages_are_used",

@@ -9,6 +9,7 @@ import pytest
 
 from loralab import demo
 from loralab.config.choices import (
+    ImageSet,
     PredictionType,
     Preservation,
     SourceLayout,
@@ -26,6 +27,7 @@ from tests.config.optimizer_cases import OPTIMIZER_CASES
 from tests.config.schedule_cases import SCHEDULE_CASES
 
 HELD_OUT = {"validation.fraction": 0.1}
+JUDGED = {"result_metrics.clip_path": "clip", "preview.prompts": ["a fox"]}
 
 # rule, the values that break it, the key it names, a neighbouring choice that is fine.
 CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
@@ -324,10 +326,28 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("_templates_fill", {"name": "a/b"}, "name", {"name": "a-b"}),
     ("_templates_fill", {"run_id": ".."}, "run_id", {"run_id": None}),
     (
-        "_metric_exists",
+        "metric_exists",
         {"optimized_metric": "val/los"},
         "optimized_metric",
         {"optimized_metric": "val/loss_at_timestep/125"},
+    ),
+    (
+        "metric_exists",
+        {"optimized_metric": "result/clip_prompt"},
+        "optimized_metric",
+        {"optimized_metric": "result/clip_prompt", **JUDGED},
+    ),
+    (
+        "previews_are_there_to_be_judged",
+        {**JUDGED, "preview.prompts": []},
+        "preview.prompts",
+        JUDGED,
+    ),
+    (
+        "previews_are_there_to_be_judged",
+        {**JUDGED, "result_metrics.compare_with": ImageSet.held_out},
+        "result_metrics.compare_with",
+        {**JUDGED, "result_metrics.compare_with": ImageSet.held_out, **HELD_OUT},
     ),
     (
         "_layouts_are_distinct",

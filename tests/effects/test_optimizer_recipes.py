@@ -82,7 +82,7 @@ def test_the_safeguard_is_the_one_given() -> None:
 def test_smaller_tensors_keep_32_bits(size: int, kind: torch.dtype) -> None:
     settings = {**installed("adamw8bit"), "min_8bit_size": size}
     parameter = torch.nn.Parameter(torch.ones(64, 64))
-    from loralab.app.build import optimizer_maker
+    from loralab.app.optimizers import optimizer_maker
 
     optimizer = optimizer_maker(settings)([{"params": [parameter]}])
     parameter.grad = torch.ones(64, 64)

@@ -5,6 +5,7 @@ Targets are matched in ``targets.py``; which kinds exist is in ``kinds.py``.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,11 +68,46 @@ def layer_sizes(
     }
 
 
-def inject(module: nn.Module, spec: AdapterSpec, *, part: str) -> InjectionReport:
-    """Freeze a module and add a float32 adapter that changes nothing yet.
+def parameter_shapes(
+    module: nn.Module, spec: AdapterSpec, plans: Mapping[str, LayerPlan]
+) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+    """Return name and shape of every parameter of each planned layer's adapter.
+
+    The module may be on meta: one layer of each kind, shape and rank is adapted for real.
+    """
+    kind, seen = kind_of(spec), dict[object, list[tuple[str, tuple[int, ...]]]]()
+    found = {}
+    for path, layer in adaptable_modules(module):
+        if path not in plans:
+            continue
+        rank = plans[path].rank
+        assert isinstance(layer.weight, torch.Tensor)
+        key = (type(layer), layer.weight.shape, rank)
+        if key not in seen:
+            own = copy.deepcopy(layer).to_empty(device="cpu").requires_grad_(False)
+            nn.init.ones_(own.weight)  # type: ignore[arg-type]
+            holder = nn.ModuleDict({"layer": own})
+            with torch.random.fork_rng(devices=[]):
+                kind.attach(holder, spec, {"layer": plans[path]})
+            (adapted,) = adapter_layers(holder).values()
+            seen[key] = [(n, tuple(p.shape)) for n, p in adapter_parameters(adapted)]
+        found[path] = seen[key]
+    return found
+
+
+def inject(
+    module: nn.Module, spec: AdapterSpec, *, part: str, dtype: torch.dtype = torch.float32
+) -> InjectionReport:
+    """Freeze a module and add an adapter that changes nothing yet.
 
     The draw depends on torch's global CPU generator and the shapes alone, not on the dtype or
-    device of the base; the caller seeds it.
+    device of the base; the caller seeds it. It is drawn in float32.
+
+    Args:
+        module: The part.
+        spec: What it gets.
+        part: Its name.
+        dtype: In which the adapter is kept; kinds other than ``lora`` are float32.
 
     Raises:
         AdapterError: The kind is unknown, a target matches nothing, or a layer cannot be cut.
@@ -93,6 +129,8 @@ def inject(module: nn.Module, spec: AdapterSpec, *, part: str) -> InjectionRepor
         for _, parameter in adapter_parameters(layer):
             parameter.data = parameter.data.to(torch.float32)
         kind.initialize(layer)
+        for _, parameter in adapter_parameters(layer):
+            parameter.data = parameter.data.to(dtype)
         if isinstance(layer, LoraLayer):
             add_dropouts(layer, spec)
 

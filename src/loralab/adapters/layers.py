@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ def live_delta(layer: BaseTunerLayer) -> Tensor:
     A file is compared with this, so that our reading of its tensors is not its own witness.
     """
     own: Any = layer
-    with torch.no_grad():
+    with torch.no_grad(), _float32(layer):
         delta: Tensor = own.get_delta_weight(ADAPTER_NAME).float()
         if not is_dora(layer):
             return delta
@@ -111,6 +112,19 @@ def live_delta(layer: BaseTunerLayer) -> Tensor:
         factor = (magnitude.weight / norm).reshape(-1, *[1] * (weight.dim() - 1))
         result: Tensor = factor * (weight + delta) - weight
         return result
+
+
+@contextmanager
+def _float32(layer: BaseTunerLayer) -> Iterator[None]:
+    """Hold float32 copies of weights that are kept in less: products would be rounded to it."""
+    kept = [(p, p.data) for _, p in adapter_parameters(layer) if p.dtype != torch.float32]
+    try:
+        for parameter, data in kept:
+            parameter.data = data.float()
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
 
 
 def is_dora(layer: BaseTunerLayer) -> bool:

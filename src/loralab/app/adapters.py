@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -15,18 +15,21 @@ from torch import nn
 from loralab.adapters.blocks import Blocks, block_rates
 from loralab.adapters.export import parse_adapter
 from loralab.adapters.fit import Fitted, load_weights, plan_problems
-from loralab.adapters.inject import inject, layer_sizes
+from loralab.adapters.inject import inject, layer_sizes, parameter_shapes
 from loralab.adapters.plan import LayerPlan, plan_layers
 from loralab.adapters.spec import AdapterSpec, Overrides
 from loralab.adapters.targets import match_targets
 from loralab.config.adapter_records import AdaptedPartRecord
 from loralab.config.adapter_rules import pattern_values
-from loralab.config.choices import DropoutPlace
+from loralab.config.choices import AdapterDtype, DropoutPlace
 from loralab.config.records import RunConfig
 from loralab.config.rules import adapted_parts
 from loralab.errors import AdapterError, Collector, ConfigError, Problem, UserError
 from loralab.models.components import skeletons
 from loralab.models.family import FamilySpec, ModelFamily
+from loralab.training.param_groups import RateRules
+
+DTYPES = {AdapterDtype.fp32: torch.float32, AdapterDtype.bf16: torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class PartPlan:
         lr_scales: Multiple of the rate by module, where it is not 1.
         weight_decay: Of this part; None leaves it to the optimizer.
         decays_vectors: Weight decay holds for vectors too.
+        shapes: Name and shape of every parameter by module.
     """
 
     spec: AdapterSpec
@@ -54,6 +58,14 @@ class PartPlan:
     lr_scales: Mapping[str, float] = field(default_factory=dict)
     weight_decay: float | None = None
     decays_vectors: bool = True
+    shapes: Mapping[str, Sequence[tuple[str, tuple[int, ...]]]] = field(default_factory=dict)
+
+    @property
+    def rate_rules(self) -> RateRules:
+        """What changes the rate and the decay inside the part."""
+        return RateRules(
+            self.lora_plus_ratio, self.lr_scales, self.weight_decay, self.decays_vectors
+        )
 
     @property
     def num_modules(self) -> int:
@@ -134,7 +146,8 @@ def inject_adapters(config: RunConfig, plans: Mapping[str, PartPlan], family: Mo
     """
     for number, (name, part) in enumerate(plans.items()):
         torch.manual_seed((config.seed * 1000 + number) % 2**63)
-        inject(family.parts[name], part.spec, part=name)
+        dtype = DTYPES[config.adapter.weight_dtype]
+        inject(family.parts[name], part.spec, part=name, dtype=dtype)
     if config.adapter.init_from:
         parts = {name: family.parts[name] for name in plans}
         stored = _stored(config, parts)
@@ -213,6 +226,7 @@ def _part_plan(
         {path: plan.lr_scale for path, plan in layers.items() if plan.lr_scale != 1},
         part.weight_decay,
         adapter.decay_vectors,
+        parameter_shapes(network, spec, layers),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from loralab.app.export import AdapterWriter
 from loralab.app.folders import RunFolder
 from loralab.app.models import DTYPES, fixed_sizes, model_place, training_device
 from loralab.app.objective import build_objective, sampling_config
+from loralab.app.optimizers import optimizer_maker, rounding_seed
 from loralab.app.preflight import Survey
 from loralab.app.processes import is_main_process
 from loralab.app.recipes import recipe_arguments, recipe_target
@@ -32,7 +33,6 @@ from loralab.training.callbacks.early_stopping import EarlyStopping
 from loralab.training.callbacks.validation import Validation
 from loralab.training.datamodule import ImageTextDataModule, LoaderOptions
 from loralab.training.module import LoRATrainingModule
-from loralab.training.param_groups import RateRules
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,12 @@ def build_module(
         family,
         objective,
         adapted=list(survey.parts),
-        make_optimizer=optimizer_maker(config.optimizer),
+        make_optimizer=optimizer_maker(config.optimizer, rounding_seed=rounding_seed(config)),
         lr_multiplier=lr_multiplier(
             config, survey, losses_before=validation.losses_before if validation else no_losses
         ),
         learning_rates={name: part.learning_rate for name, part in survey.parts.items()},
-        rate_rules={
-            name: RateRules(
-                part.lora_plus_ratio, part.lr_scales, part.weight_decay, part.decays_vectors
-            )
-            for name, part in survey.parts.items()
-        },
+        rate_rules={name: part.rate_rules for name, part in survey.parts.items()},
         seed=config.seed,
         posterior=config.data.latent_cache.posterior.name,
         average=build_average(config),
@@ -259,9 +254,3 @@ def _csv_logger(folder: RunFolder, **place: Any) -> CSVLogger:
         logger.experiment.metrics = kept  # Lightning 2.6 deletes the old file here
         logger.save()
     return logger
-
-
-def optimizer_maker(recipe: dict[str, Any]) -> Callable[[list[dict[str, Any]]], Any]:
-    """Return what makes a recipe's optimizer from parameter groups."""
-    target, arguments = recipe_target("optimizer", recipe), recipe_arguments(recipe)
-    return lambda groups: target(groups, **arguments)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import lightning.pytorch as L
-import torch
 
 from loralab.app.export import AdapterWriter
 from loralab.app.preflight import Survey
 from loralab.app.recipes import recipe_arguments, recipe_target
-from loralab.config.choices import OnBadImage, WeightNorm
+from loralab.app.result_metrics import pictures_of, result_metrics
+from loralab.config.choices import WeightNorm
 from loralab.config.records import RunConfig
-from loralab.data.dataset import read_pixels
-from loralab.errors import DataError
 from loralab.training.callbacks.accounting import Accounting
 from loralab.training.callbacks.adapter_care import Freezing, WeightNormLimit
 from loralab.training.callbacks.export import BestExport, Export
@@ -98,7 +98,10 @@ def build_outputs(
             every_n_steps=config.preview.every_n_steps,
             size=(side, side),
         )
-        outputs.append(Preview(options, examples=_examples(config, survey)))
+        own = (item for item in survey.items if not item.source.is_prior)
+        examples = list(islice(pictures_of(config, own), len(options.prompts)))
+        outputs.append(preview := Preview(options, examples=examples))
+        outputs += result_metrics(config, survey, preview)
     if config.export.every_n_steps or config.export.every_n_epochs:
         outputs.append(
             Export(
@@ -111,17 +114,3 @@ def build_outputs(
         count = config.export.keep_best
         outputs.append(BestExport(writer.write, writer.keep_only, validation, count=count))
     return outputs
-
-
-def _examples(config: RunConfig, survey: Survey) -> list[torch.Tensor]:
-    """Return one training image for each prompt, (3, H, W) in [0, 1]."""
-    examples: list[torch.Tensor] = []
-    for item in (item for item in survey.items if not item.source.is_prior):
-        if len(examples) == len(config.preview.prompts):
-            break
-        try:
-            examples.append(read_pixels(item) / 2 + 0.5)
-        except DataError:
-            if config.data.on_bad_image is OnBadImage.stop:
-                raise
-    return examples

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 _SKIPPED = ("callbacks", "check_only", "export", "logger", "name", "optimized_metric", "output_dir",
-            "preview", "resume", "run_id")  # fmt: skip
+            "preview", "result_metrics", "resume", "run_id")  # fmt: skip
 
 
 _FEATURED = ("optimizer.lr", "adapter.rank", "adapter.alpha", "trainer.max_steps", "seed")

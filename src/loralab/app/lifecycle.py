@@ -24,6 +24,7 @@ from loralab.app.report import show_account, show_cache, show_outcome
 from loralab.app.schedule import draw_schedule
 from loralab.config.parse import to_plain
 from loralab.config.records import RunConfig
+from loralab.config.validation_rules import RESULT_METRICS
 from loralab.data.tags import tag_occurrence
 from loralab.training.callbacks.checkpoint import checkpoints
 from loralab.training.callbacks.recording import FOLDER as RECORDING
@@ -56,7 +57,8 @@ def start(config: RunConfig, survey: Survey, folder: RunFolder) -> Job:
             write_text(folder.path / "tags.txt", tag_occurrence(counts, order))
         draw_schedule(config, survey, folder.path)
         settings = flatten(to_plain(config))
-        metrics = (*METRICS, *QUALITY_METRICS) if config.demo_quality else METRICS
+        metrics = [*METRICS, *(QUALITY_METRICS if config.demo_quality else ())]
+        metrics += RESULT_METRICS if config.result_metrics.clip_path is not None else ()
         declare_hparams(job.trainer, settings, metrics=metrics, featured=featured(settings))
     return job
 
@@ -90,7 +92,9 @@ def finish(job: Job, config: RunConfig, folder: RunFolder) -> float | None:
         show_account(job.account)
     for logger in trainer.loggers:
         logger.finalize("success")
-    return figures.get(config.optimized_metric)
+    value = figures.get(config.optimized_metric)
+    # Sweeps minimise, and of these more is better.
+    return -value if value is not None and config.optimized_metric in RESULT_METRICS else value
 
 
 def _note(folder: Path, **facts: Any) -> None:

@@ -17,6 +17,7 @@ from loralab.app.images import Images, size_images
 from loralab.app.masks import with_masks
 from loralab.app.models import check_model, model_place
 from loralab.app.objective import check_objective
+from loralab.app.result_metrics import check_result_metrics
 from loralab.app.resume import checkpoint_problem, data_problem, resume_problems
 from loralab.app.schedule import count_warmup_steps, schedule_problems
 from loralab.app.sizes import image_fit, resolution_phases
@@ -55,6 +56,7 @@ class Survey:
     caption_note: str = ""
     skipped: tuple[Problem, ...] = ()
     odd: tuple[Problem, ...] = ()
+    cut_prompts: tuple[str, ...] = ()
 
 
 def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -> Survey:
@@ -75,6 +77,7 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
     fit = collect(image_fit, config, facts)
     sources = collect(read_sources, config)
     collect(check_recipes, config)
+    cut_prompts = collect(check_result_metrics, config)
     if is_sweep and num_devices(config) > 1:
         problems.append(_one_device(config))
     collect(check_objective, config, facts)
@@ -144,6 +147,7 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
         caption_note=captions.note,
         skipped=images.skipped,
         odd=images.odd,
+        cut_prompts=cut_prompts or (),
     )
 
 

@@ -17,7 +17,13 @@ from loralab.app.folders import RunFolder
 from loralab.app.held_out import choose_probe
 from loralab.app.preflight import Survey, preflight
 from loralab.config.optimizer_rules import finds_its_rate, optimizer_name
-from loralab.config.records import EmaRecord, LoggerRecord, PreviewRecord, RunConfig
+from loralab.config.records import (
+    EmaRecord,
+    LoggerRecord,
+    PreviewRecord,
+    ResultMetricsRecord,
+    RunConfig,
+)
 from loralab.config.training_records import SchedulerRecord
 from loralab.data.account import Account
 from loralab.data.line_chart import save_line_chart
@@ -89,6 +95,7 @@ def _trial(config: RunConfig, steps: int) -> RunConfig:
         scheduler=SchedulerRecord(),
         ema=EmaRecord(),
         preview=PreviewRecord(),
+        result_metrics=ResultMetricsRecord(),
         logger=LoggerRecord(),
         callbacks={},
         demo_quality=0,

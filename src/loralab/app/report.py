@@ -6,14 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from loralab.app.captions import caption_rows
 from loralab.app.folders import RunFolder
 from loralab.app.images import count_shown
+from loralab.app.optimizers import describe_rate, planned_groups
 from loralab.app.preflight import Survey
 from loralab.app.recipes import recipe_arguments
+from loralab.app.result_metrics import describe_result_metrics, plan_of_result_metrics
 from loralab.app.schedule import CHART_FILE, describe_schedule
 from loralab.app.sizes import describe_phases, resolution_phases
 from loralab.app.toy_builds import num_devices
@@ -30,7 +33,31 @@ def show_plan(config: RunConfig, survey: Survey, folder: RunFolder) -> None:
     table.add_column(overflow="fold")  # paths are shown whole
     for label, text in plan_rows(config, survey, folder):
         table.add_row(label, text)
-    Console(width=100).print(table)
+    console = Console(width=100)
+    console.print(table)
+    console.print(_groups(config, survey))
+
+
+def _groups(config: RunConfig, survey: Survey) -> Table:
+    """Return what the optimizer makes of the parameters, one row a group."""
+    title = "Parameter groups; TensorBoard has the rate of each as learning_rate/NAME"
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    for heading in ("name", "part", "what"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("tensors", "parameters", "rate", "decay"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group in planned_groups(config, survey.parts):
+        decay = "none" if group.weight_decay is None else f"{group.weight_decay:g}"
+        table.add_row(
+            group.name,
+            group.part,
+            group.role,
+            f"{group.num_tensors:,}",
+            f"{group.num_parameters:,}",
+            describe_rate(config, group),
+            decay,
+        )
+    return table
 
 
 def plan_rows(config: RunConfig, survey: Survey, folder: RunFolder) -> list[tuple[str, str]]:
@@ -68,6 +95,7 @@ def plan_rows(config: RunConfig, survey: Survey, folder: RunFolder) -> list[tupl
         rows.append(("average", f"decay {config.ema.decay:g}, taken for {uses}"))
     for name, part in survey.parts.items():
         rows.append((name, part.describe()))
+    rows += plan_of_result_metrics(config, survey)
     rows += [
         ("precision", str(config.trainer.get("precision", "32-true"))),
         ("run folder", str(folder.path)),
@@ -116,6 +144,8 @@ def show_outcome(
         print(f"Best: {loss:.4f} at step {step:.0f}, the files that end in -best")
     if "quality/content_top1" in figures:
         show_quality(figures)
+    for line in describe_result_metrics(figures):
+        print(line)
     print("\nNext:")
     print(f"  look at it     tensorboard --logdir {config.output_dir}")
     print("  compare rates  python train.py -m optimizer.lr=3e-4,1e-3,3e-3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loralab.config.choices import (
+    AdapterDtype,
     AdapterKind,
     Container,
     DropoutPlace,
@@ -91,6 +92,11 @@ class AdapterRecord:
     )
     conv_alpha: float | None = option(
         None, "Alpha of these convolutions; null keeps the scale alpha / rank.", low=1e-6
+    )
+    weight_dtype: AdapterDtype = option(
+        AdapterDtype.fp32,
+        "Storage of the weights in training; bf16 takes half the memory, and its updates are "
+        "rounded by chance, so that none is lost on the average.",
     )
     rank_stabilized: bool = option(False, "Scale by alpha / sqrt(rank): rsLoRA.")
     dropout: float = option(

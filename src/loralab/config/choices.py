@@ -30,11 +30,18 @@ class PredictionType(Enum):
 
 
 class WeightDtype(Enum):
-    """Storage of the frozen base weights; adapter weights are always float32."""
+    """Storage of the frozen base weights."""
 
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+class AdapterDtype(Enum):
+    """Storage of the adapter's weights while they are trained."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 class AdapterKind(Enum):
@@ -152,6 +159,13 @@ class Preservation(Enum):
     none = "none"
     output = "output"
     outside_mask = "outside_mask"
+
+
+class ImageSet(Enum):
+    """Images that drawn pictures are compared with."""
+
+    training = "training"
+    held_out = "held_out"
 
 
 class AverageUse(Enum):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loralab.config.choices import Schedule
+from loralab.config.choices import AdapterDtype, AdapterKind, Schedule, WeightNorm
 from loralab.config.records import RunConfig
 from loralab.errors import Problem
 
@@ -192,6 +192,34 @@ def fused_backward_is_exact(config: RunConfig) -> Iterator[Problem]:
             )
 
 
+def rounding_is_exact(config: RunConfig) -> Iterator[Problem]:
+    """Weights in bfloat16 are stepped one by one in float32, and rounded once, by chance."""
+    if config.adapter.weight_dtype is AdapterDtype.fp32:
+        return
+    trainer, target = config.trainer, str(config.optimizer.get("_target_"))
+    kind, norm = config.adapter.kind, config.adapter.weight_norm.type
+    rounds = "would round weights to the nearest once more"
+    obstacles: dict[str, tuple[object, str, str]] = {
+        "adapter.kind": (kind is not AdapterKind.lora and kind.name, "lora",
+                         "computes in float32"),
+        "optimizer._target_": (target not in BY_PARAMETER and target, BY_PARAMETER[0],
+                               "does not step parameters one by one in float32"),
+        "trainer.precision": (trainer.get("precision") == "16-mixed" and "16-mixed", "bf16-mixed",
+                              "scales gradients for half precision"),
+        "trainer.devices": (trainer.get("devices", 1) != 1 and trainer.get("devices"), "1",
+                            "would average gradients in bfloat16"),
+        "ema.enabled": (config.ema.enabled and "true", "false", rounds),
+        "adapter.weight_norm.type": (norm is not WeightNorm.none and norm.name, "none", rounds),
+    }  # fmt: skip
+    for key, (value, remedy, why) in obstacles.items():
+        if value:
+            yield Problem(
+                key,
+                f"{key} is {value}, which {why}, but adapter.weight_dtype is bf16; set "
+                f"{key}={remedy}, or adapter.weight_dtype=fp32.",
+            )
+
+
 def averages_are_used(config: RunConfig) -> Iterator[Problem]:
     """An average that nothing takes, or that never begins, is a mistake."""
     ema, steps = config.ema, config.trainer.get("max_steps", -1)
@@ -217,5 +245,6 @@ OPTIMIZER_RULES = (
     one_rate_for_all,
     decay_is_the_optimizers,
     fused_backward_is_exact,
+    rounding_is_exact,
     averages_are_used,
 )

@@ -18,6 +18,7 @@ from loralab.config.adapter_records import AdapterRecord, ExportRecord
 from loralab.config.choices import (
     AverageUse,
     Compat,
+    ImageSet,
     LoggerKind,
 )
 from loralab.config.data_records import DataRecord
@@ -86,6 +87,24 @@ class PreviewRecord:
 
 
 @dataclass(kw_only=True)
+class ResultMetricsRecord:
+    """What a CLIP model on the user's disk says of every preview: result/* in TensorBoard."""
+
+    clip_path: str | None = option(
+        None,
+        "Folder of a CLIP model as transformers saves it, which compares previews with their "
+        "prompts and with images; null compares nothing.",
+        affects_result=False,
+    )
+    compare_with: ImageSet = option(
+        ImageSet.training, "Images that previews are compared with.", affects_result=False
+    )
+    num_images: int = option(
+        32, "Most of these images, chosen by content.", low=1, affects_result=False
+    )
+
+
+@dataclass(kw_only=True)
 class RunConfig:
     """One run, in full."""
 
@@ -107,7 +126,12 @@ class RunConfig:
         affects_result=False,
     )
     output_dir: str = option("outputs", "Folder of all runs.", affects_result=False)
-    optimized_metric: str = option("val/loss", "Metric that sweeps minimise.", affects_result=False)
+    optimized_metric: str = option(
+        "val/loss",
+        "Metric that sweeps minimise; result/*, of which more is better, is handed to them "
+        "negative.",
+        affects_result=False,
+    )
     check_only: bool = option(
         False, "Check everything, print the plan, stop.", affects_result=False
     )
@@ -137,4 +161,5 @@ class RunConfig:
     logger: LoggerRecord = option(LoggerRecord, "Logging.")
     callbacks: dict[str, Any] = option(dict, "Recipes of callbacks, one a key.")
     preview: PreviewRecord = option(PreviewRecord, "Previews.")
+    result_metrics: ResultMetricsRecord = option(ResultMetricsRecord, "Judgement of previews.")
     compat: CompatRecord = option(CompatRecord, "Behaviour of other trainers.")

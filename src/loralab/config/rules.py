@@ -17,7 +17,7 @@ from loralab.config.schedule_rules import SCHEDULE_RULES
 from loralab.config.settings_table import settings
 from loralab.config.source_records import given_sources
 from loralab.config.source_rules import SOURCE_RULES
-from loralab.config.validation_rules import NOISE_BANDS, VALIDATION_RULES
+from loralab.config.validation_rules import VALIDATION_RULES
 from loralab.errors import Problem
 
 # Words that select target layers; what they mean is a fact of each model family.
@@ -248,17 +248,6 @@ def _templates_fill(config: RunConfig) -> Iterator[Problem]:
             )
 
 
-def _metric_exists(config: RunConfig) -> Iterator[Problem]:
-    metric = config.optimized_metric
-    named = ("val/loss", "val/best_loss", *(f"val/loss_{band}_noise" for band in NOISE_BANDS))
-    if metric not in named and not metric.startswith("val/loss_at_timestep/"):
-        yield Problem(
-            "optimized_metric",
-            f"optimized_metric is {metric}; it must be {', '.join(named)} or "
-            "val/loss_at_timestep/NUMBER.",
-        )
-
-
 def _kept_settings_are_settings(config: RunConfig) -> Iterator[Problem]:
     key = "compat.kept_settings"
     for name in config.compat.kept_settings:
@@ -287,7 +276,6 @@ RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _quality_is_that_of_the_demo,
     _recordings_are_whole,
     _templates_fill,
-    _metric_exists,
     _layouts_are_distinct,
     _kept_settings_are_settings,
     *SCHEDULE_RULES,

@@ -160,7 +160,7 @@ def _load_folder(cls: Any, folder: ModelFolder, part: str, dtype: torch.dtype) -
         # Only so that the names come back in `info`; transformers' own error does not tell them.
         options["ignore_mismatched_sizes"] = True
     try:
-        with _quiet():
+        with quiet_loading():
             module, info = cls.from_pretrained(
                 files[0].parent,
                 local_files_only=True,
@@ -188,7 +188,7 @@ def _refuse(message: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Silence the libraries' load reports and progress bars; what matters is raised instead."""
     names = ("diffusers", "transformers")
     levels = {name: logging.getLogger(name).level for name in names}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,26 +33,38 @@ class RateRules:
 def parameter_groups(
     part: str, module: nn.Module, learning_rate: float, rules: RateRules
 ) -> list[dict[str, Any]]:
-    """Return the groups of one part; together they hold every parameter.
+    """Return the groups of one part; together they hold every parameter."""
+    layers = adapter_layers(module)
+    named = {path: list(adapter_parameters(layer)) for path, layer in layers.items()}
+    return group_parameters(part, named, learning_rate, rules)
+
+
+def group_parameters(
+    part: str,
+    named: Mapping[str, Sequence[tuple[str, nn.Parameter]]],
+    learning_rate: float,
+    rules: RateRules,
+) -> list[dict[str, Any]]:
+    """Return the groups of named parameters of every module of a part.
 
     Groups are named ``unet``, and ``unet_up``, ``unet_x0.5`` or ``unet_no_decay`` where the rate
     or the decay is another.
     """
     found: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
-    for path, layer in adapter_layers(module).items():
-        for name, parameter in adapter_parameters(layer):
+    for path, parameters in named.items():
+        for name, parameter in parameters:
             is_up = rules.lora_plus_ratio != 1 and name.startswith(SECOND_MATRIX)
             is_free = not rules.decays_vectors and parameter.dim() < 2
             key = (rules.lr_scales.get(path, 1.0), is_up, is_free)
             found.setdefault(key, []).append(parameter)
     return [
         {
-            "params": parameters,
+            "params": members,
             "lr": learning_rate * scale * (rules.lora_plus_ratio if is_up else 1.0),
             "name": group_name(part, scale=scale, is_up=is_up, is_free=is_free),
             **_decay(0.0 if is_free else rules.weight_decay),
         }
-        for (scale, is_up, is_free), parameters in sorted(found.items(), key=lambda item: item[0])
+        for (scale, is_up, is_free), members in sorted(found.items(), key=lambda item: item[0])
     ]
 
 

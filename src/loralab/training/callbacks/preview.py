@@ -42,7 +42,13 @@ class PreviewOptions:
 
 
 class Preview(StepCallback):
-    """Draws at the start, every n steps and at the end; to TensorBoard and to the run folder."""
+    """Draws at the start, every n steps and at the end; to TensorBoard and to the run folder.
+
+    Attributes:
+        base: (B,3,H,W) in [0,1], what the base draws; None where nothing is drawn.
+        pictures: (B,3,H,W) in [0,1], the last preview.
+        drawn_step: Optimizer step of the last preview.
+    """
 
     def __init__(self, options: PreviewOptions, *, examples: Sequence[Tensor] = ()) -> None:
         """Keep the options.
@@ -53,13 +59,13 @@ class Preview(StepCallback):
         """
         self.options = options
         self.examples = examples
-        self._base: Tensor | None = None
-        self._drawn_step = -1
-        self._current: Tensor | None = None
+        self.base: Tensor | None = None
+        self.pictures: Tensor | None = None
+        self.drawn_step = -1
 
     def picture_of(self, step: int) -> Tensor | None:
         """Return the adapter's first picture (3, H, W) in [0, 1], if this step was drawn."""
-        return self._current[0] if self._current is not None and self._drawn_step == step else None
+        return self.pictures[0] if self.pictures is not None and self.drawn_step == step else None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw the base once."""
@@ -68,7 +74,7 @@ class Preview(StepCallback):
         if not self.options.prompts or not trainer.is_global_zero:
             return
         with adapter_disabled(module.adapted.values()):
-            self._base = self._draw(module)
+            self.base = self._draw(module)
         if trainer.global_step == 0:
             self._show(trainer, module)
 
@@ -76,39 +82,41 @@ class Preview(StepCallback):
         """Draw when it is time; the end is drawn by `on_train_end`."""
         step, cadence = trainer.global_step, self.options.every_n_steps
         due = cadence is not None and step % cadence == 0 and step < trainer.max_steps
-        if due and self._base is not None:
+        if due and self.base is not None:
             self._show(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw the end: base, LoRA and real examples side by side."""
-        if self._base is None or self._drawn_step == trainer.global_step:
+        if self.base is None:
             return
-        current = self._show(trainer, module)
-        columns: dict[str, Sequence[Tensor]] = {"base": list(self._base), "LoRA": list(current)}
+        if self.pictures is None or self.drawn_step != trainer.global_step:
+            self._show(trainer, module)
+        assert self.pictures is not None
+        columns: dict[str, Sequence[Tensor]] = {
+            "base": list(self.base), "LoRA": list(self.pictures)
+        }  # fmt: skip
         if self.examples:
             columns["training images"] = self.examples
         labels = list(self.options.prompts)
         save_sheet(Path(trainer.default_root_dir) / "preview.png", columns, labels=labels)
 
-    def _show(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor:
+    def _show(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, LoRATrainingModule)
-        assert self._base is not None
+        assert self.base is not None
         with module.weights_for("preview"):
-            current = self._draw(module)
-        self._drawn_step = step = trainer.global_step
-        self._current = current
+            self.pictures = current = self._draw(module)
+        self.drawn_step = step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                pairs = torch.cat([self._base, current], dim=3)  # (B, 3, H, 2W): base | current
+                pairs = torch.cat([self.base, current], dim=3)  # (B, 3, H, 2W): base | current
                 whole = pairs.mul(255).round().byte()  # TensorBoard would only cut off
                 for prompt, pair in zip(self.options.prompts, whole, strict=True):
                     logger.experiment.add_image(f"preview/{prompt}", pair, step)
         save_sheet(
             Path(trainer.default_root_dir) / "previews" / f"step-{step:06d}.png",
-            {"base": list(self._base), f"step {step}": list(current)},
+            {"base": list(self.base), f"step {step}": list(current)},
             labels=list(self.options.prompts),
         )
-        return current
 
     def _draw(self, module: LoRATrainingModule) -> Tensor:
         options, facts = self.options, module.family.facts
