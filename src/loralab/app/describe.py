@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from loralab.app.composition import neutral_config
-from loralab.app.settings.beyond import BLOCK_LISTS, SAME
+from loralab.app.settings.beyond import SAME
+from loralab.app.settings.network import BLOCK_LISTS
 from loralab.config.parse import describe_type, nearest, walk_options
 from loralab.config.records import RunConfig
 from loralab.config.settings_table import sd_scripts_names
