@@ -50,6 +50,28 @@ SAME = {
     "metadata_description": "export.modelspec.description",
     "metadata_license": "export.modelspec.license",
 }
+# Of options that need more than another name, the key that comes nearest; for `loralab describe`.
+NEAREST = {
+    "min_snr_gamma": "objective.min_snr_gamma",
+    "v_pred_like_loss": "objective.v_like_scale",
+    "huber_c": "objective.huber_c",
+    "zero_terminal_snr": "objective.zero_terminal_snr",
+    "multires_noise_discount": "objective.multires_discount",
+    "masked_loss": "data.masks",
+    "conditioning_data_dir": "data.mask_dir",
+    "resize_interpolation": "data.resize_filter",
+    "token_warmup_step": "data.captions.tag_warmup_steps",
+    "token_warmup_min": "data.captions.tag_warmup_min",
+    "max_grad_norm": "trainer.gradient_clip_val",
+    "scale_weight_norms": "adapter.weight_norm.max",
+    "network_dropout": "adapter.dropout",
+    "network_module": "adapter.kind",
+    "conv_dim": "adapter.conv_rank",
+    "conv_alpha": "adapter.conv_alpha",
+    "sample_prompts": "preview.prompts",
+    "metadata_tags": "export.modelspec.tags",
+    "cache_latents_to_disk": "data.latent_cache.storage",
+}
 # Why nothing here does the same; what is not named does not exist here either.
 REASONS = {
     "cache_latents_to_disk": "latents are kept on disk in any case.",
