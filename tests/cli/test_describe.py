@@ -34,6 +34,30 @@ def test_a_group_is_described_with_the_options_it_has(capsys: pytest.CaptureFixt
     assert "early_stopping" in capsys.readouterr().out.splitlines()[0]
 
 
+def test_what_other_programs_call_an_option_finds_it() -> None:
+    for name in ("net_dim", "network_dim"):
+        assert [row[0] for row in describe(name)] == ["adapter.rank"]
+    assert [row[0] for row in describe("min_snr_gamma")] == ["objective.min_snr_gamma"]
+    assert [row[0] for row in describe("data.sources[1].repeats")] == ["data.sources[].repeats"]
+
+
+def test_arguments_of_recipes_are_described_in_words() -> None:
+    [(_, takes, _, default, meaning, foreign)] = describe("optimizer.lr")
+    assert (takes, default, foreign) == ("a number", "0.0001", "learning_rate")
+    assert meaning == "The optimizer's rate, used by every part that has none of its own."
+    assert {row[1] for row in describe("trainer")} <= {
+        "a whole number", "a number", "text", "true or false", ""
+    }  # fmt: skip
+    assert ("optimizer.betas", "a list") in [row[:2] for row in describe("optimizer")]
+
+
+def test_presets_are_told_with_the_first_line_of_each(capsys: pytest.CaptureFixture[str]) -> None:
+    show_option("experiment")
+    shown = capsys.readouterr().out
+    assert "experiment=demo|" in shown
+    assert "  sd15_style: SD 1.5 style" in shown
+
+
 def test_a_wrong_name_gets_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match=r"Did you mean adapter\.rank\?"):
         describe("adapter.rnk")

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from loralab.config.choices import LoggerKind, Schedule, SourceLayout
-from loralab.config.parse import parse_config, to_plain, to_yaml, walk_options
+from loralab.config.parse import describe_type, parse_config, to_plain, to_yaml, walk_options
 from loralab.config.records import RunConfig
 from loralab.errors import ConfigError, Problem
 from tests.config.conftest import composed, put
@@ -34,6 +34,28 @@ def test_yaml_survives_a_round_trip(plain: dict[str, Any]) -> None:
 def test_plain_yaml_and_a_composed_config_parse_alike(plain: dict[str, Any]) -> None:
     overrides = ("~experiment", "model.path=base", "data.image_dir=images", "run_id=first")
     assert parse_config(composed(*overrides)) == parse_config(plain)
+
+
+def test_a_text_that_looks_like_a_reference_stays_a_text(plain: dict[str, Any]) -> None:
+    text = "${oc.env:HOME} and ${seed}"
+    plain["export"]["comment"] = text
+    plain["preview"]["prompts"] = [text, r"\${seed}"]
+    config = parse_config(plain)
+    assert config.export.comment == text
+    assert config.preview.prompts == [text, r"\${seed}"]
+    assert parse_config(OmegaConf.create(to_yaml(config))) == config  # type: ignore[arg-type]
+
+
+def test_what_an_option_takes_is_named_for_every_choice() -> None:
+    groups = (
+        "optimizer",
+        "trainer",
+        "callbacks",
+        "compat.kept_settings",
+        "data.sources[].captions",
+    )
+    for key, item, _ in walk_options(RunConfig):
+        assert describe_type(item) != "a group of keys" or key in groups, key
 
 
 def test_words_become_members_and_references_become_values(plain: dict[str, Any]) -> None:

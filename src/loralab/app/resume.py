@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from loralab.app.folders import CONFIG_FILE, RunFolder, read_state
-from loralab.config.parse import to_plain, walk_options
+from loralab.config.parse import as_written, to_plain, walk_options
 from loralab.config.records import RunConfig
 from loralab.config.store import conf_dir
 from loralab.errors import ConfigError, Problem
@@ -24,7 +24,7 @@ def resume_problems(config: RunConfig, folder: RunFolder) -> list[Problem]:
     path = folder.path / CONFIG_FILE
     if not folder.continued or not path.is_file():
         return []
-    stored = OmegaConf.to_container(OmegaConf.load(path))
+    stored = as_written(OmegaConf.to_container(OmegaConf.load(path)))
     assert isinstance(stored, Mapping)
     ours = dict(_flat(to_plain(config)))
     theirs = dict(_flat(stored))

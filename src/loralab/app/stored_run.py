@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from loralab.app.folders import CONFIG_FILE
-from loralab.config.parse import parse_config
+from loralab.config.parse import as_written, parse_config
 from loralab.config.records import RunConfig
 from loralab.errors import Problem, UserError
 
@@ -34,7 +34,7 @@ def config_of(text: str, *, source: Path) -> RunConfig:
         UserError: It is no YAML, or its values are not allowed.
     """
     try:
-        plain: Any = OmegaConf.to_container(OmegaConf.create(text))
+        plain: Any = as_written(OmegaConf.to_container(OmegaConf.create(text)))
         assert isinstance(plain, dict)
     except (YAMLError, OmegaConfBaseException, AssertionError) as error:
         sentence = f"the configuration in {source} cannot be read as YAML; give another one."

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -88,7 +89,25 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
 
 def to_yaml(config: RunConfig) -> str:
     """Return the configuration as YAML text."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(without_references(to_plain(config))))
+
+
+def without_references(value: Any) -> Any:
+    """Return plain data of which no text is taken for an interpolation such as ``${name}``."""
+    return _in_texts(value, lambda found: found[1] * 2 + r"\${")
+
+
+def as_written(value: Any) -> Any:
+    """Return what `without_references` was given; references that stand there stay texts."""
+    return _in_texts(value, lambda found: found[1][: len(found[1]) // 2] + "${")
+
+
+def _in_texts(value: Any, change: Callable[[re.Match[str]], str]) -> Any:
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", change, value)
+    if isinstance(value, dict):
+        return {key: _in_texts(item, change) for key, item in value.items()}
+    return [_in_texts(item, change) for item in value] if isinstance(value, list) else value
 
 
 def walk_options(
@@ -228,10 +247,11 @@ def _leaf(
     """Return one value in its declared type; a problem leaves None."""
     try:
         if item.name in raw:
-            OmegaConf.update(node, item.name, raw[item.name], merge=False)
+            value = without_references(raw[item.name])  # those of the user are resolved by now
+            OmegaConf.update(node, item.name, value, merge=False)
         value = node[item.name]
         if OmegaConf.is_config(value):
-            return OmegaConf.to_container(value, throw_on_missing=True)
+            return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
         return value
     except OmegaConfBaseException as error:
         problems.append(_leaf_problem(error, item, raw, key))
@@ -275,11 +295,11 @@ def describe_type(item: dataclasses.Field[Any]) -> str:
 
 
 def _enums() -> dict[str, list[str]]:
-    from loralab.config import choices
+    from loralab.config import choices, model_records
 
     return {
         name: [member.name for member in kind]
-        for name, kind in vars(choices).items()
+        for name, kind in {**vars(choices), **vars(model_records)}.items()
         if isinstance(kind, type) and issubclass(kind, Enum) and kind is not Enum
     }
 

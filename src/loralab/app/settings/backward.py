@@ -93,6 +93,7 @@ def _rate(config: RunConfig, part: str) -> float | None:
 def _images(config: RunConfig) -> dict[str, Any]:
     data, buckets, captions = config.data, config.data.buckets, config.data.captions
     changes = set(data.augmentations)
+    in_one = buckets.sizes[0] if len(buckets.sizes) == 1 else None  # no buckets, one shape
     return {
         "img_folder": data.image_dir,
         "reg_img_folder": data.prior.image_dir,
@@ -107,11 +108,11 @@ def _images(config: RunConfig) -> dict[str, Any]:
         "keep_tokens": captions.keep_tags or None,
         "tag_occurrence_txt_file": captions.tag_occurrence_file,
         "sort_tag_occurrence_alphabetically": captions.tag_occurrence_order.name == "name",
-        "train_resolution": data.resolution,
+        "train_resolution": in_one.replace("x", ",") if in_one else data.resolution,
         "min_bucket_resolution": buckets.min_side,
         "max_bucket_resolution": buckets.max_side,
         "caption_extension": data.caption_extension,
-        "buckets": buckets.enabled,
+        "buckets": buckets.enabled and not in_one,
         "cache_latents": data.latent_cache.enabled,
         "color_aug": AugmentationKind.color in changes,
         "flip_aug": AugmentationKind.flip in changes or data.flip_probability > 0,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loralab.app.settings.forward import recipe
+from loralab.app.settings.network import translate_module
+from loralab.app.settings.optimizers import translate_optimizer
 from loralab.app.settings.original import Format, Verdict
 from loralab.app.settings.plan import OFF, Plan
-from loralab.app.settings.vocabulary import OPTIMIZERS
-from loralab.config.parse import nearest
 
 # Option -> our key, where the value needs no other words. What is off is not put.
 SAME = {
@@ -40,26 +38,40 @@ SAME = {
     "validation_seed": "validation.seed",
     "validate_every_n_steps": "validation.every_n_steps",
     "debug_dataset": "check_only",
-    "conv_dim": "adapter.conv_rank",
-    "conv_alpha": "adapter.conv_alpha",
     "rank_dropout": "adapter.rank_dropout",
     "module_dropout": "adapter.module_dropout",
     "loraplus_lr_ratio": "adapter.lora_plus_ratio",
     "loraplus_unet_lr_ratio": "adapter.unet.lora_plus_ratio",
     "loraplus_text_encoder_lr_ratio": "adapter.text_encoder.lora_plus_ratio",
     "block_lr_zero_threshold": "adapter.blocks.lr_zero_threshold",
+    "constraint": "adapter.constraint",
+    "metadata_title": "export.modelspec.title",
+    "metadata_author": "export.modelspec.author",
+    "metadata_description": "export.modelspec.description",
+    "metadata_license": "export.modelspec.license",
 }
-BLOCK_LISTS = {
-    "block_dims": ("adapter.blocks.ranks", int),
-    "block_alphas": ("adapter.blocks.alphas", float),
-    "conv_block_dims": ("adapter.blocks.conv_ranks", int),
-    "conv_block_alphas": ("adapter.blocks.conv_alphas", float),
-    "down_lr_weight": ("adapter.blocks.down_lr_scales", str),
-    "mid_lr_weight": ("adapter.blocks.mid_lr_scales", str),
-    "up_lr_weight": ("adapter.blocks.up_lr_scales", str),
+# Of options that need more than another name, the key that comes nearest; for `loralab describe`.
+NEAREST = {
+    "min_snr_gamma": "objective.min_snr_gamma",
+    "v_pred_like_loss": "objective.v_like_scale",
+    "huber_c": "objective.huber_c",
+    "zero_terminal_snr": "objective.zero_terminal_snr",
+    "multires_noise_discount": "objective.multires_discount",
+    "masked_loss": "data.masks",
+    "conditioning_data_dir": "data.mask_dir",
+    "resize_interpolation": "data.resize_filter",
+    "token_warmup_step": "data.captions.tag_warmup_steps",
+    "token_warmup_min": "data.captions.tag_warmup_min",
+    "max_grad_norm": "trainer.gradient_clip_val",
+    "scale_weight_norms": "adapter.weight_norm.max",
+    "network_dropout": "adapter.dropout",
+    "network_module": "adapter.kind",
+    "conv_dim": "adapter.conv_rank",
+    "conv_alpha": "adapter.conv_alpha",
+    "sample_prompts": "preview.prompts",
+    "metadata_tags": "export.modelspec.tags",
+    "cache_latents_to_disk": "data.latent_cache.storage",
 }
-ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "dylora": "dylora",
-              "diag-oft": "oft", "boft": "boft"}  # fmt: skip
 # Why nothing here does the same; what is not named does not exist here either.
 REASONS = {
     "cache_latents_to_disk": "latents are kept on disk in any case.",
@@ -77,88 +89,53 @@ REASONS = {
     "sample_sampler": "previews have one sampler.",
     "skip_cache_check": "the cache checks itself.",
     "face_crop_aug_range": "crops follow no faces; data.augmentations=[crop_jitter] is near.",
-    "save_n_epoch_ratio": "export.every_n_epochs says it directly.",
     "base_weights": "`loralab merge` makes a base of them first.",
     "session_id": "every run has a number of its own.",
+    "save_last_n_steps": "files are counted, not steps: export.keep_last.",
+    "validate_every_n_epochs": "validation counts steps: validation.every_n_steps.",
+    "lr_scheduler_args": "the options of scheduler are named one by one.",
+    "lr_scheduler_type": "schedules are chosen by scheduler.",
+    "in_json": "data.layout=metadata with data.metadata_file reads it.",
+    "resume_from_huggingface": "runs are resumed from their folder: resume.",
+    "train_norm": "norms have no adapter.",
 }
 
 
 def translate_beyond(plan: Plan) -> Plan:
     """Translate what is not among the 65 settings; the rest gets its reason."""
-    parts = (_module, _optimizer, _losses, _noise, _texts, _schedule_options, _previews)
+    parts = (
+        translate_module,
+        translate_optimizer,
+        _files,
+        _losses,
+        _noise,
+        _texts,
+        _schedule_options,
+        _previews,
+    )
     for part in (_texts,) if plan.format is Format.dataset_toml else parts:
         part(plan)
     for name, key in SAME.items():
         value = plan.take(name)
         if value not in OFF:
-            plan.put(key, _literal(value), name)
+            plan.put(key, value, name)
     for name, value in plan.left():
         text = REASONS.get(name, f"nothing here does the same as {name}={value}.")
         plan.note(Verdict.no_equivalent, name, text)
     return plan
 
 
-def _module(plan: Plan) -> None:
-    """Translate the network module and its arguments."""
-    _spread(plan, "network_args")
-    module, algorithm = plan.take("network_module", "networks.lora"), plan.take("algo")
-    if module == "lycoris.kohya":
-        kind = ALGORITHMS.get(str(algorithm or "lora"))
-    else:
-        kind = {"networks.dylora": "dylora", "networks.oft": "oft"}.get(module, "lora")
-        if module not in ("networks.lora", "locon.locon_kohya", "networks.dylora", "networks.oft"):
-            kind = None
-    if kind is None:
-        name = "algo" if module == "lycoris.kohya" else "network_module"
-        plan.note(Verdict.no_equivalent, name, f"{algorithm or module} is no adapter kind here.")
-        plan.given.discard("conv_dim")
-        kind = "lora"
-    if _literal(plan.take("dora_wd")) is True:
-        kind = "dora"
-    if kind != "lora":
-        plan.choose("adapter", kind, "network_module")
-    if int(float(plan.settings.get("conv_dim") or 0)) > 1 or (kind != "lora" and algorithm):
-        plan.put("adapter.unet.targets", ["full"], "conv_dim")
-    if dropout := plan.take("network_dropout") or _literal(plan.take("dropout")):
-        plan.put("adapter.dropout", float(dropout), "network_dropout")
-        if kind == "lora":
-            plan.put("adapter.dropout_place", "inner", "network_dropout")
-    if kind == "lokr":
-        for name, key in (("factor", "decompose_factor"), ("decompose_both", "decompose_both")):
-            if (value := plan.take(name)) not in OFF:
-                plan.put(f"adapter.{key}", _literal(value), name)
-    if limit := plan.take("scale_weight_norms"):
-        plan.put("adapter.weight_norm.type", "frobenius", "scale_weight_norms")
-        plan.put("adapter.weight_norm.max", limit, "scale_weight_norms")
-    for name, (key, cast) in BLOCK_LISTS.items():
-        if text := plan.take(name):
-            plan.put(key, [cast(word) for word in str(text).split(",") if word.strip()], name)
-    for name in ("conv_dim", "conv_alpha"):  # kohya_ss always gives 1, without convolutions
-        if "adapter.unet.targets" in plan.values and plan.values["adapter.unet.targets"] != [
-            "full"
-        ]:
-            plan.taken.add(name)
-            plan.settings.pop(name, None)
-
-
-def _optimizer(plan: Plan) -> None:
-    word = plan.take("optimizer_type")
-    word = str(word).partition("(")[0].rpartition(".")[2] if word else None
-    if plan.take("use_lion_optimizer"):
-        word = "Lion"
-    if word and word.lower() != "adamw":
-        if option := recipe(word):
-            plan.choose("optimizer", option, "optimizer_type")
-        elif word.lower() in map(str.lower, OPTIMIZERS) or "." in str(plan.take("optimizer_type")):
-            plan.note(Verdict.no_equivalent, "optimizer_type", f"there is no recipe of {word}.")
-        else:
-            plan.note(Verdict.mistake, "optimizer_type", f"is {word}, which that program does not "
-                      f"know. {nearest(word, OPTIMIZERS)}")  # fmt: skip
-    for name, value in _pairs(plan.take("optimizer_args") or []).items():
-        plan.put(f"optimizer.{name}", value, "optimizer_args")
-    clip = plan.take("max_grad_norm")
-    if clip is not None:
-        plan.put("trainer.gradient_clip_val", clip or None, "max_grad_norm")
+def _files(plan: Plan) -> None:
+    """Translate how many files are kept, and what they tell."""
+    ratio, epochs = plan.take("save_n_epoch_ratio"), plan.values.get("trainer.max_epochs")
+    if ratio and epochs:  # at least so many files of all epochs
+        plan.put("export.every_n_epochs", max(1, int(epochs) // ratio), "save_n_epoch_ratio")
+    elif ratio:
+        plan.note(Verdict.no_equivalent, "save_n_epoch_ratio", "the number of epochs is not known; "
+                  "set export.every_n_epochs.")  # fmt: skip
+    if tags := plan.take("metadata_tags"):
+        words = [word.strip() for word in tags.split(",") if word.strip()]
+        plan.put("export.modelspec.tags", words, "metadata_tags")
 
 
 def _losses(plan: Plan) -> None:
@@ -242,37 +219,29 @@ def _schedule_options(plan: Plan) -> None:
 
 
 def _previews(plan: Plan) -> None:
-    """Take the prompts of a prompt file, where it is there to be read."""
-    place = plan.take("sample_prompts")
-    if not place or not plan.settings.get("sample_every_n_steps"):
+    """Take the prompts of a prompt file, or of a form; a line's own options are told."""
+    given = plan.take("sample_prompts")
+    if not given:
         return
-    file = Path(str(place))
-    if not file.is_file() or file.suffix != ".txt":
-        plan.note(Verdict.no_equivalent, "sample_prompts", f"{place} cannot be read; set "
+    if not plan.settings.get("sample_every_n_steps"):
+        plan.note(Verdict.no_equivalent, "sample_prompts", "previews count steps: set "
+                  "preview.prompts and preview.every_n_steps.")  # fmt: skip
+        return
+    text = given if plan.format is Format.gui else _read(Path(given))
+    if text is None:
+        plan.note(Verdict.no_equivalent, "sample_prompts", f"{given} cannot be read as a text; set "
                   "preview.prompts.")  # fmt: skip
         return
-    lines = file.read_text(encoding="utf-8").splitlines()
-    prompts = [line.partition(" --")[0].strip() for line in lines if not line.startswith("#")]
-    plan.put("preview.prompts", [prompt for prompt in prompts if prompt], "sample_prompts")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if any(" --" in line for line in lines):
+        plan.note(Verdict.no_equivalent, "sample_prompts", "sizes, seeds and so on of single "
+                  "lines are left out; preview has them for all lines alike.")  # fmt: skip
+    plan.put("preview.prompts", [line.partition(" --")[0].strip() for line in lines],
+             "sample_prompts")  # fmt: skip
 
 
-def _spread(plan: Plan, name: str) -> None:
-    """Make arguments written NAME=VALUE settings of their own."""
-    for argument, value in _pairs(plan.take(name) or []).items():
-        plan.settings.setdefault(argument, value)
-        plan.given.add(argument)
-
-
-def _pairs(texts: list[str]) -> dict[str, Any]:
-    pairs = (text.partition("=") for text in texts)
-    return {name: _literal(value) for name, _, value in pairs}
-
-
-def _literal(value: Any) -> Any:
-    """Return the number or flag that a text spells, else the text."""
-    if not isinstance(value, str):
-        return value
+def _read(place: Path) -> str | None:
     try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False}.get(value.lower(), value)
+        return place.read_text(encoding="utf-8") if place.suffix == ".txt" else None
+    except (OSError, UnicodeDecodeError):
+        return None

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from loralab.app.composition import neutral_config
 from loralab.app.folders import write_text
+from loralab.app.recipes import check_arguments
 from loralab.app.settings.backward import settings_of
 from loralab.app.settings.beyond import translate_beyond
 from loralab.app.settings.datasets import merge_datasets, put_sources
@@ -19,7 +20,7 @@ from loralab.app.settings.forward import translate
 from loralab.app.settings.original import Finding, Original, Verdict
 from loralab.app.settings.plan import Plan
 from loralab.app.settings.reading import read_settings
-from loralab.config.parse import parse_config
+from loralab.config.parse import parse_config, without_references
 from loralab.config.records import RunConfig
 from loralab.config.settings_table import settings
 from loralab.errors import ConfigError, Problem
@@ -55,6 +56,7 @@ def load_settings(path: Path, *, skip: Collection[str] = ()) -> Experiment:
     if original.datasets:
         put_sources(plan, original)
     translate_beyond(plan)
+    _drop_unknown_arguments(plan)
     config = _keep_what_parses(plan)
     kept = _kept_settings(plan, original, config)
     if kept:
@@ -65,7 +67,33 @@ def load_settings(path: Path, *, skip: Collection[str] = ()) -> Experiment:
         if name in plan.given or (original.datasets and name == "datasets")
     }
     findings = original.findings + plan.findings
+    findings += _unsaid(original, {name for _, name in mapped.values()}, findings)
     return Experiment(original, _as_yaml(plan, original), mapped, findings)
+
+
+def _unsaid(original: Original, taken: set[str], findings: list[Finding]) -> list[Finding]:
+    """Return a finding for every name in the file that nothing was said of yet."""
+    told = taken | {row.name for row in findings}
+    return [
+        Finding(Verdict.idle, word, "")
+        for word, name in original.words.items()
+        if not {word, name} & told
+    ]
+
+
+def _drop_unknown_arguments(plan: Plan) -> None:
+    """Leave out what the optimizer does not take, with the sentence."""
+    if "optimizer_args" not in plan.origin.values():
+        return
+    recipe = OmegaConf.to_container(_composed(plan).optimizer)
+    try:
+        check_arguments("optimizer", recipe, given=1)  # type: ignore[arg-type]
+    except ConfigError as error:
+        for problem in error.problems:  # an extra that is not installed is no matter of the file
+            if plan.origin.get(problem.key) == "optimizer_args":
+                plan.values.pop(problem.key)
+                del plan.origin[problem.key]
+                plan.note(Verdict.mistake, "optimizer_args", f"{problem} Left out.")
 
 
 def write_experiment(experiment: Experiment, out: Path) -> None:
@@ -114,7 +142,7 @@ def _composed(plan: Plan) -> DictConfig:
     choices = [f"{group}={option}" for group, option in plan.choices.items()]
     plain = neutral_config([*choices, "model.allow_demo=true"])  # a matter of the run, not ours
     for key, value in plan.values.items():
-        OmegaConf.update(plain, key, value, merge=False)
+        OmegaConf.update(plain, key, without_references(value), merge=False)
     return plain
 
 
@@ -136,7 +164,7 @@ def _as_yaml(plan: Plan, original: Original) -> str:
         node = tree
         for group in groups:
             node = node.setdefault(group, {})
-        node[name] = value
+        node[name] = without_references(value)
     defaults = [{f"override /{group}": option} for group, option in plan.choices.items()]
     head = (
         "# @package _global_\n"

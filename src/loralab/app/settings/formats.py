@@ -1,17 +1,16 @@
-"""Files of five formats -> their settings under their own names, as they stand there."""
+"""Files of six formats -> their settings under their own names, as they stand there."""
 
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loralab.app.settings.original import Format
-from loralab.app.settings.vocabulary import kinds, spelling
+from loralab.app.settings.commands import command_line
+from loralab.app.settings.original import Finding, Format, Verdict
 from loralab.config.settings_table import settings
 from loralab.errors import ConfigError, Problem
 
@@ -19,7 +18,16 @@ ENDINGS = ".json, .toml, .safetensors, .txt, .sh, .bat or .ps1"
 _WEIGHTS = (".safetensors",)
 
 
-def read_raw(path: Path) -> tuple[Format, dict[str, Any]]:
+@dataclass
+class Raw:
+    """What a file is, what it says, and what is wrong with it before anything is read into it."""
+
+    format: Format
+    values: dict[str, Any]
+    findings: list[Finding] = field(default_factory=list)
+
+
+def read_raw(path: Path) -> Raw:
     """Return what a file is and what it says.
 
     Raises:
@@ -29,7 +37,7 @@ def read_raw(path: Path) -> tuple[Format, dict[str, Any]]:
         raise _refusal(path, "is not a file; name a settings file.")
     ending = path.suffix.lower()
     if ending in _WEIGHTS:
-        return Format.metadata, _metadata(path)
+        return Raw(Format.metadata, _metadata(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
@@ -39,68 +47,54 @@ def read_raw(path: Path) -> tuple[Format, dict[str, Any]]:
     if ending == ".toml":
         return _toml(path, text)
     if ending in (".txt", ".sh", ".bat", ".ps1"):
-        return Format.command, command_line(text, path)
+        return Raw(Format.command, *command_line(text, path))
     raise _refusal(path, f"ends in {ending or 'nothing'}; it must end in {ENDINGS}.")
 
 
-def command_line(text: str, path: Path) -> dict[str, Any]:
-    """Return the options of a command line; a flag without a value is True.
+def _json(path: Path, text: str) -> Raw:
+    findings: list[Finding] = []
 
-    Raises:
-        ConfigError: Quotes do not close, or there is no option.
-    """
-    joined = re.sub(r"[\\^`]\s*\n", " ", text)
-    lines = [line for line in joined.splitlines() if not line.lstrip().startswith(("#", "REM "))]
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return _joined(pairs, findings)
+
     try:
-        words = shlex.split(" ".join(lines))
-    except ValueError as error:
-        raise _refusal(path, f"is not a command line: {error}.") from error
-    found: dict[str, Any] = {}
-    if any("sdxl_train_network" in word for word in words):
-        found["sdxl"] = True
-    name = None
-    for word in words:
-        if word.startswith("--"):
-            name, _, value = word[2:].partition("=")
-            found[name] = value if value else True
-        elif name is not None:
-            before = found[name]
-            is_list = kinds().get(spelling().get(name, name)) == "list"
-            found[name] = [*(before if isinstance(before, list) else []), word] if is_list else (
-                word if before is True else before
-            )  # fmt: skip
-    if not found:
-        raise _refusal(path, "has no options like --network_dim=16.")
-    launcher = ("num_cpu_threads_per_process", "num_processes", "num_machines", "dynamo_backend",
-                "multi_gpu", "gpu_ids", "main_process_port")  # fmt: skip
-    return {name: value for name, value in found.items() if name not in launcher}
-
-
-def _json(path: Path, text: str) -> tuple[Format, dict[str, Any]]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
+        content = json.loads(text, object_pairs_hook=table, parse_constant=str)
+    except (ValueError, RecursionError) as error:
         raise _refusal(path, f"is not JSON: {error}.") from error
     if not isinstance(content, dict) or not content:
         raise _refusal(path, "is not a table of settings.")
+    if "datasets" in content:
+        return Raw(Format.dataset_toml, content, findings)
     own = settings().keys() - {row.sd_scripts for row in settings().values()}
     is_launcher = len(own & content.keys()) > 1 or set(content) <= settings().keys()
-    return (Format.launcher if is_launcher else Format.gui), content
+    return Raw(Format.launcher if is_launcher else Format.gui, content, findings)
 
 
-def _toml(path: Path, text: str) -> tuple[Format, dict[str, Any]]:
+def _toml(path: Path, text: str) -> Raw:
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise _refusal(path, f"is not TOML: {error}.") from error
     if not content:
         raise _refusal(path, "holds no settings.")
     if "datasets" in content:
-        return Format.dataset_toml, content
-    flat: dict[str, Any] = {}
+        return Raw(Format.dataset_toml, content)
+    findings: list[Finding] = []
+    pairs: list[tuple[str, Any]] = []
     for name, value in content.items():  # sections are for the eye only
-        flat |= value if isinstance(value, Mapping) else {name: value}
-    return Format.training_toml, flat
+        pairs += value.items() if isinstance(value, Mapping) else [(name, value)]
+    return Raw(Format.training_toml, _joined(pairs, findings), findings)
+
+
+def _joined(pairs: Iterable[tuple[str, Any]], findings: list[Finding]) -> dict[str, Any]:
+    """Return pairs as a table; of a name that stands there twice the last value counts."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found and found[name] != value:
+            text = f"is given twice, {found[name]} and {value}; the last one counts."
+            findings.append(Finding(Verdict.mistake, name, text))
+        found[name] = value
+    return found
 
 
 def _metadata(path: Path) -> dict[str, Any]:

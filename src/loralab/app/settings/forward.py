@@ -10,7 +10,6 @@ from typing import Any
 from loralab.app.settings.original import Format, Verdict
 from loralab.app.settings.plan import Plan
 from loralab.config.choices import Schedule
-from loralab.config.store import conf_dir
 
 MODELS = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}
 PRECISIONS = {"no": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
@@ -107,21 +106,15 @@ def _rates(plan: Plan) -> None:
         plan.choose("optimizer", "adamw8bit", "use_8bit_adam")
 
 
-def recipe(name: str) -> str | None:
-    """Return our option of the optimizer that sd-scripts calls so; None when there is none."""
-    plain = name.lower().replace("_", "")
-    files = (conf_dir() / "optimizer").glob("*.yaml")
-    return next((f.stem for f in files if f.stem.replace("_", "") == plain), None)
-
-
 def _schedule(plan: Plan) -> None:
     kind, cycles = plan.take("scheduler"), plan.take("cosine_restarts")
     power, warmup = plan.take("scheduler_power"), plan.take("warmup_lr_ratio")
     if kind is None:
         return
     if kind not in Schedule.__members__:
-        plan.note(Verdict.no_equivalent, "scheduler", f"{kind} is not a schedule here; constant is "
-                  "taken. scheduler=multistep has steps of one factor.")  # fmt: skip
+        if kind != "adafactor":  # that optimizer's own, which goes with no other
+            plan.note(Verdict.no_equivalent, "scheduler", f"{kind} is not a schedule here; "
+                      "constant is taken; multistep falls by one factor.")  # fmt: skip
         kind = "constant"
     steps = plan.take("lr_warmup_steps")
     named = "lr_warmup_steps" if steps else "warmup_lr_ratio"
@@ -147,11 +140,19 @@ def _schedule(plan: Plan) -> None:
 
 def _length(plan: Plan) -> None:
     steps, epochs = plan.take("max_steps"), plan.take("num_epochs")
+    if steps and epochs and plan.format not in (Format.launcher, Format.metadata):
+        plan.note(Verdict.no_equivalent, "max_steps", "the number of epochs is given, and "
+                  "overrules it in sd-scripts.")  # fmt: skip
+        steps = None
     if steps:
         plan.put("trainer.max_steps", steps, "max_steps")
         plan.put("trainer.max_epochs", None, "max_steps")
         if epochs:
-            plan.note(Verdict.no_equivalent, "num_epochs", "max_steps is given and overrules it.")
+            plan.note(
+                Verdict.no_equivalent,
+                "num_epochs",
+                "the number of steps is given, and overrules it.",
+            )
     elif epochs:
         plan.put("trainer.max_steps", -1, "num_epochs")
         plan.put("trainer.max_epochs", epochs, "num_epochs")
@@ -185,11 +186,12 @@ def _images(plan: Plan) -> None:
 
 
 def _sizes(plan: Plan) -> None:
+    enabled = plan.take("buckets")
     if size := plan.take("train_resolution"):
         plan.put("data.resolution", _side(plan, str(size)), "train_resolution")
-    enabled = plan.take("buckets")
     if enabled is not None:
-        plan.put("data.buckets.enabled", enabled, "buckets")
+        in_one = "data.buckets.sizes" in plan.values
+        plan.put("data.buckets.enabled", enabled or in_one, "buckets")
     _same(plan, "min_bucket_resolution", "data.buckets.min_side")
     _same(plan, "max_bucket_resolution", "data.buckets.max_side")
     if plan.has("bucket_reso_steps") or plan.format is not Format.metadata:
@@ -203,18 +205,17 @@ def _sizes(plan: Plan) -> None:
 
 def _side(plan: Plan, text: str) -> int:
     """Return the side of the square of a size, written S or W,H."""
-    sides = [int(float(word)) for word in text.split(",")]
-    if len(set(sides)) == 1:
-        return sides[0]
-    side = max(1, round(math.sqrt(sides[0] * sides[1]) / 64)) * 64
+    width, _, height = text.partition(",")
+    if height in ("", width):
+        return int(width)
+    side = max(1, round(math.sqrt(int(width) * int(height)) / 64)) * 64
     if plan.settings.get("buckets"):
         text = (
             f"is {text}; only its area counts with buckets, which is about that of {side}x{side}."
         )
         plan.note(Verdict.mapped, "train_resolution", text)
-    else:
-        text = f"is {text}; without buckets images become squares here. data.buckets.sizes takes "
-        plan.note(Verdict.no_equivalent, "train_resolution", text + "other shapes.")
+    else:  # sd-scripts without buckets: every image in that one shape
+        plan.put("data.buckets.sizes", [f"{width}x{height}"], "train_resolution")
     return side
 
 
@@ -243,6 +244,9 @@ def _cache(plan: Plan) -> None:
     if any(value is not None for value in given.values()):
         plan.put("data.augmentations", chosen, "flip_aug")
     cached = plan.take("cache_latents")
+    if plan.take("cache_latents_to_disk"):  # which is to cache, too
+        cached = True
+        plan.put("data.latent_cache.storage", "disk", "cache_latents_to_disk")
     endless = [kind for kind in chosen if kind != "flip"]
     if cached and endless:
         plan.note(Verdict.mistake, "cache_latents", f"stands beside {' and '.join(endless)}, which "

@@ -16,6 +16,7 @@ class Verdict(Enum):
     mistake = "a mistake in the original"
     refused = "refused here"
     skipped = "skipped"
+    idle = "empty, off or only descriptive"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Original:
         format: What it is.
         values: Setting -> value, as the file gives it or the program's default.
         given: The settings that the file itself gives.
+        words: Name in the file -> the setting it is read as, of every name there is.
         datasets: Of a dataset TOML: its general section, and its datasets.
         findings: Mistakes and settings left out so far.
     """
@@ -55,6 +57,7 @@ class Original:
     format: Format
     values: dict[str, Any] = field(default_factory=dict)
     given: set[str] = field(default_factory=set)
+    words: dict[str, str] = field(default_factory=dict)
     datasets: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 

@@ -6,13 +6,15 @@ misspelt name is kept and never read, a text in place of a number goes on as a t
 
 from __future__ import annotations
 
-import ast
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from loralab.app.settings.formats import command_line, read_raw
+from loralab.app.settings.casts import cast
+from loralab.app.settings.formats import Raw, read_raw
+from loralab.app.settings.forms import NOTHING, Option, options_of_forms
 from loralab.app.settings.original import Format, Original, Verdict
 from loralab.app.settings.vocabulary import (
     CHOICES,
@@ -28,11 +30,13 @@ from loralab.app.settings.vocabulary import (
 )
 from loralab.config.parse import nearest
 from loralab.config.settings_table import settings
+from loralab.errors import ConfigError, Problem
 
-_NOTHING = (None, "", "None")
 _DATASET_KEYS = ("datasets", "general")
 # These hold numbers as text by their nature; a TOML has types of its own.
 _TEXT_FORMATS = (Format.gui, Format.command, Format.metadata, Format.launcher)
+_FOLLOWED = ("config_file", "dataset_config")
+_ARGUMENT = re.compile(r"(\w+)=((?:\([^)]*\)|\[[^\]]*\]|[^,])*)")  # of a call: name=value, ...
 
 
 def read_settings(path: Path, *, skip: Collection[str] = ()) -> Original:
@@ -43,186 +47,256 @@ def read_settings(path: Path, *, skip: Collection[str] = ()) -> Original:
         skip: Names that are left out; the file cannot change this list.
 
     Raises:
-        ConfigError: The file cannot be read.
+        ConfigError: The file cannot be read, or nothing is called like a name to skip.
     """
-    format_, raw = read_raw(path)
-    original = Original(path, format_)
-    if format_ is Format.dataset_toml:
-        original.datasets = [raw.get("general", {}), *raw["datasets"]]
-        raw = {name: value for name, value in raw.items() if name not in _DATASET_KEYS}
-    for name, value in _renamed(original, raw):
-        if name in skip or _option(name) in skip:
+    raw = read_raw(path)
+    original = Original(path, raw.format, findings=list(raw.findings))
+    values = _with_followed(original, raw)
+    skipped = _skipped(skip, values)
+    for word, name, value in _renamed(original, values):
+        original.words[word] = name
+        if {word, name} & skipped:
             original.note(Verdict.skipped, name, "left out as asked.")
-        elif value is None and format_ is Format.launcher and name in settings():
-            original.values[name] = None  # said to be nothing, which is not left unsaid
-            original.given.add(name)
-        elif (known := _typed(original, name, value)) is not None:
-            original.values[name] = known
-            original.given.add(name)
-    _fill_defaults(original)
+        elif value is None and raw.format is Format.launcher and name in settings():
+            _keep(original, word, name, None)  # said to be nothing, which is not left unsaid
+        elif name == "network_args":
+            _spread(original, value, skipped)
+        elif (known := typed(original, name, value)) is not None:
+            _keep(original, word, name, known)
+    _skip_in_datasets(original, skipped)
+    _fill_defaults(original, skipped)
     return original
 
 
-def _renamed(original: Original, raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _keep(original: Original, word: str, name: str, value: Any) -> None:
+    if name in original.given and original.values[name] != value:
+        other = next(w for w, known in original.words.items() if known == name and w != word)
+        original.note(Verdict.mistake, name, f"is given twice, as {other} and as {word}: "
+                      f"{original.values[name]} and {value}; the latter counts.")  # fmt: skip
+    original.values[name] = value
+    original.given.add(name)
+
+
+def _with_followed(original: Original, raw: Raw) -> dict[str, Any]:
+    """Return a file's settings with those of the files that it names beneath them."""
+    values = dict(raw.values)
+    if raw.format is Format.dataset_toml:
+        original.datasets = _tables(original, values)
+        return {name: value for name, value in values.items() if name not in _DATASET_KEYS}
+    for name, wanted in zip(_FOLLOWED, (Format.training_toml, Format.dataset_toml), strict=True):
+        if values.get(name) in NOTHING or not isinstance(values[name], str):
+            continue
+        place = values.pop(name)
+        original.words[name] = name
+        file = next((file for file in _candidates(original.path, place) if file.is_file()), None)
+        other = read_raw(file) if file else None
+        if other is None or other.format is not wanted:
+            text = f"{place} is no {wanted.value} that is found from here; give its place, or load "
+            original.note(Verdict.no_equivalent, name, text + "it by itself.")
+        else:
+            original.note(Verdict.mapped, name, f"{file} is read along.")
+            original.findings += other.findings
+            if wanted is Format.dataset_toml:
+                original.datasets = _tables(original, other.values)
+                for folder in ("train_data_dir", "reg_data_dir", "in_json"):
+                    if values.pop(folder, None) not in NOTHING:
+                        original.note(Verdict.no_equivalent, folder, f"{name} overrules it.")
+            else:
+                values = {**other.values, **values}
+    return values
+
+
+def _candidates(path: Path, place: str) -> Iterator[Path]:
+    for text in (place, f"{place}.toml"):
+        yield from (path.parent / text, Path(text))
+
+
+def _tables(original: Original, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the general section and the datasets; what is no table is told."""
+    general, datasets = raw.get("general", {}), raw["datasets"]
+    tables = [general, *(datasets if isinstance(datasets, list) else [datasets])]
+    for table in tables:
+        if not isinstance(table, dict):
+            raise ConfigError(Problem(
+                str(original.path), f"{original.path} has {table!r} where a table of a dataset "
+                "belongs; write [[datasets]] and [[datasets.subsets]].",
+            ))  # fmt: skip
+    return tables
+
+
+def _skipped(skip: Collection[str], raw: Mapping[str, Any]) -> set[str]:
+    """Return the settings to skip.
+
+    Raises:
+        ConfigError: Nothing is called like that.
+    """
+    known = {**{name: name for name in (*raw, *GUI_ONLY, *METADATA_NAMES)}, **GUI_NAMES,
+             **option_names(), **launcher_names()}  # fmt: skip
+    names = [name.strip() for name in skip]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(*(
+            Problem("--skip", f"--skip names {name}, which is no setting. {_hint(name, known)}")
+            for name in unknown
+        ))  # fmt: skip
+    return {*names, *(known[name] for name in names)}
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    found = nearest(name, known)
+    return found if found.startswith("Did you mean") else "Leave it out."
+
+
+def _renamed(original: Original, raw: Mapping[str, Any]) -> Iterator[Option]:
     """Yield settings under the names used here; names of no program are told."""
-    options = {Format.gui: _of_gui, Format.metadata: _of_metadata}.get(original.format)
     is_launcher = original.format is Format.launcher
     names = launcher_names() if is_launcher else option_names()
-    for name, value in options(original, raw) if options else raw.items():
+    options: Iterator[Option] = ((name, name, value) for name, value in raw.items())
+    if original.format is Format.gui:
+        options = options_of_forms(original, raw)
+    elif original.format is Format.metadata:
+        options = _of_metadata(original, raw)
+    elif is_launcher:  # the names of other programs win over its own
+        options = iter(sorted(options, key=lambda option: option[0] not in settings()))
+    for word, name, value in options:
         if name in names:
-            yield names[name], value
+            is_share = not (is_launcher and name == "lr_warmup") or cast("number", value) is None
+            yield word, names[name], value if is_share else cast("number", value) / 100
+        elif name in GUI_ONLY or name == "noise_offset_type":
+            original.words[word] = name
+            if value is not None:
+                original.note(Verdict.no_equivalent, name, "is for the launching program alone.")
         elif name != "list_of_json_to_run":  # the launcher's own dead key
+            original.words[word] = name
             hint = nearest(name, {*names, *GUI_NAMES})
             hint = f" {hint}" if hint.startswith("Did you mean") else ""
             original.note(Verdict.mistake, name, f"is no setting of that program.{hint}")
 
 
-def _of_gui(original: Original, raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what kohya_ss' forms say, in the words of sd-scripts; empty fields are not given."""
-    for name, value in raw.items():
-        if name == "lr_warmup" and value not in _NOTHING:
-            yield "lr_warmup_steps", float(value) / 100  # per cent of all steps
-        elif name == "xformers":
-            yield "xformers", value in (True, "xformers")
-        elif name == "additional_parameters" and str(value).strip():
-            yield from command_line(str(value), original.path).items()
-        elif name == "optimizer_args" and isinstance(value, str):
-            yield name, value.split()
-        elif name == "max_train_epochs":
-            if value not in (*_NOTHING, 0, "0"):
-                yield name, value
-        elif name == "epoch" and raw.get("max_train_epochs") not in (*_NOTHING, 0, "0"):
-            continue
-        elif name == "LoRA_type":
-            yield "network_module", _gui_module(str(value))
-            yield "algo", str(value).rpartition("/")[2].lower() if "LyCORIS" in str(value) else None
-        elif name == "noise_offset_type":
-            continue  # which of both the form shows; the other one is 0
-        elif name == "num_cpu_threads_per_process" or name in GUI_ONLY:
-            if value not in (*_NOTHING, 0, False, "None", 1, 2):
-                original.note(Verdict.no_equivalent, name, "is for the launching program alone.")
-        else:
-            yield GUI_NAMES.get(name, name), value
-
-
-def _gui_module(kind: str) -> str:
-    return "lycoris.kohya" if kind.startswith("LyCORIS") else "networks.lora"
-
-
-def _of_metadata(original: Original, raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the options that a file's metadata keeps; what only describes it is passed over."""
+def _of_metadata(original: Original, raw: Mapping[str, Any]) -> Iterator[Option]:
+    """Yield the options that a file's metadata keeps; the rest only describes it."""
     version = raw.get("ss_base_model_version", "")
     if version.startswith("sdxl"):
-        yield "sdxl", True
+        yield "ss_base_model_version", "sdxl", True
     if version.endswith("_v"):
-        yield "v_parameterization", True
-    arguments = raw.get("ss_network_args")
-    if arguments not in _NOTHING:
-        yield "network_args", [f"{k}={v}" for k, v in json.loads(str(arguments)).items()]
+        yield "ss_base_model_version", "v_parameterization", True
     known = option_names()
     for name, value in raw.items():
-        if name.startswith("ss_") and name != "ss_network_args":
+        original.words[name] = name
+        if name == "ss_network_args" and value not in NOTHING:
+            yield name, "network_args", _arguments(original, name, str(value))
+        elif name == "ss_optimizer" and value not in NOTHING:
+            called, _, inside = str(value).partition("(")
+            yield name, "optimizer_type", called
+            pairs = _ARGUMENT.findall(inside.removesuffix(")"))
+            yield name, "optimizer_args", [f"{key}={text}" for key, text in pairs]
+        elif name.startswith("ss_"):
             option = METADATA_NAMES.get(name, name.removeprefix("ss_"))
-            if option in ("pretrained_model_name_or_path", "vae") and value not in _NOTHING:
+            if option in ("pretrained_model_name_or_path", "vae") and value not in NOTHING:
                 text = f"only the name of the file is kept, {value}; its place must be told."
                 original.note(Verdict.no_equivalent, option, text)
-                continue
-            if option == "resolution":
-                value = value.strip("()").replace(" ", "")
-            if option in known:
-                yield option, value
+                original.words[name] = option
+            elif option == "resolution":
+                yield name, option, value.strip("()").replace(" ", "")
+            elif option in known:
+                yield name, option, value
 
 
-def _option(name: str) -> str:
-    """Return what sd-scripts calls a setting."""
-    row = settings().get(name)
-    return row.sd_scripts or name if row else name
+def _arguments(original: Original, name: str, text: str) -> list[str]:
+    try:
+        return [f"{key}={value}" for key, value in json.loads(text).items()]
+    except (ValueError, AttributeError):
+        original.note(Verdict.mistake, name, f"is {text!r}, which is no table of arguments.")
+        return []
 
 
-def _typed(original: Original, name: str, value: Any) -> Any:
-    """Return a value of the setting's type; None is not given, or told as a mistake."""
-    if value in _NOTHING and not isinstance(value, bool):
+def _spread(original: Original, value: Any, skipped: Collection[str]) -> None:
+    """Make arguments of the network module, written NAME=VALUE, settings of their own."""
+    texts = typed(original, "network_args", value) or []
+    if texts:
+        del original.words[
+            "network_args" if "network_args" in original.words else "ss_network_args"
+        ]
+    for text in texts:
+        name, equals, argument = text.partition("=")
+        name = {"constrain": "constraint"}.get(name.strip(), name.strip())
+        original.words[name] = name
+        if not equals or name not in NETWORK_ARGS:
+            what = "is no argument of a network module" if equals else "is not NAME=VALUE"
+            original.note(Verdict.mistake, name, f"{what}. {_hint(name, NETWORK_ARGS)}")
+        elif name in skipped:
+            original.note(Verdict.skipped, name, "left out as asked.")
+        elif (known := typed(original, name, argument.strip("\"'"), is_text=True)) is not None:
+            _keep(original, name, name, known)
+
+
+def typed(
+    original: Original, name: str, value: Any, *, told: str = "", is_text: bool = False
+) -> Any:
+    """Return a value of the setting's type; None is not given, or told as a mistake.
+
+    Args:
+        told: What it is called in what is told; its name by default.
+        is_text: Whether it is a text by its nature, as in a list of arguments.
+    """
+    if isinstance(value, str | None) and value in NOTHING:
         return None
-    kind = kinds().get(name, "text" if name in NETWORK_ARGS else None)
-    found = _size(value) if name == "train_resolution" else _CASTS[kind or "text"](value)
+    kind = "size" if name == "train_resolution" else kinds().get(name, "text")
+    found, told = cast(kind, value), told or name
     if found is None:
         word = {"flag": "true or false", "whole": "a whole number", "number": "a number",
-                "list": "a list of texts"}.get(str(kind), "text")  # fmt: skip
-        original.note(Verdict.mistake, name, f"is {value!r}, where {word} belongs.")
+                "list": "a list of texts", "size": "a side in px, or WIDTH,HEIGHT,",
+                }.get(kind, "text")  # fmt: skip
+        original.note(Verdict.mistake, told, f"is {value!r}, where {word} belongs.")
         return None
-    if (
-        kind in ("whole", "number") and isinstance(value, str)
-        and original.format not in _TEXT_FORMATS
+    if kind == "flag" and isinstance(value, str) and original.format is not Format.metadata and (
+        not is_text
     ):  # fmt: skip
+        takes = (
+            "a flag takes no value, and sd-scripts refuses one"
+            if original.format is Format.command
+            else "any text but an empty one is true there"
+        )
+        original.note(Verdict.mistake, told, f"is the text {value!r}; {takes}. It is read as "
+                      f"{str(found).lower()} here.")  # fmt: skip
+    is_number = kind in ("whole", "number") and isinstance(value, str)
+    if is_number and not is_text and original.format not in _TEXT_FORMATS:
         original.note(
-            Verdict.mistake, name, f"is the text {value!r}; sd-scripts keeps it as a text. It is "
+            Verdict.mistake, told, f"is the text {value!r}; sd-scripts keeps it as a text. It is "
             f"read as the number {found:g} here.",
         )  # fmt: skip
+    return found if _is_allowed(original, name, found, told) else None
+
+
+def _is_allowed(original: Original, name: str, found: Any, told: str) -> bool:
     allowed = CHOICES.get(name)
-    if allowed and found not in allowed and not (name == "max_clip_token_length" and found == 0):
-        texts = [str(word) for word in allowed]
-        hint = nearest(str(found), texts)
-        original.note(
-            Verdict.mistake, name, f"is {found}, which that program does not know. {hint}"
-        )
-        return None
-    return found
+    if not allowed or found in allowed or (name == "max_clip_token_length" and found == 0):
+        return True
+    hint = nearest(str(found), [str(word) for word in allowed])
+    original.note(Verdict.mistake, told, f"is {found}, which that program does not know. {hint}")
+    return False
 
 
-def _whole(value: Any) -> int | None:
-    number = _number(value)
-    return int(number) if number is not None and number == int(number) else None
+def _skip_in_datasets(original: Original, skipped: Collection[str]) -> None:
+    """Take what is to be skipped out of the tables of datasets."""
+    tables = [*original.datasets]
+    for dataset in original.datasets:
+        subsets = dataset.get("subsets")
+        tables += [table for table in subsets if isinstance(table, dict)] if isinstance(
+            subsets, list) else []  # fmt: skip
+    names = option_names()
+    for table in tables:
+        for name in [name for name in table if {name, names.get(name, name)} & set(skipped)]:
+            del table[name]
+            original.note(Verdict.skipped, name, "left out as asked.")
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, list):  # one rate for each text encoder: the first counts for all
-        value = value[0] if value else None
-    try:
-        if isinstance(value, str) and value.endswith("%"):
-            return float(value[:-1]) / 100
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _size(value: Any) -> int | str | None:
-    """Return a side in px, or a text of width and height."""
-    whole = _whole(value) if not isinstance(value, list) else None
-    return whole if whole is not None else _text(value)
-
-
-def _flag(value: Any) -> bool | None:
-    words = {"true": True, "false": False, "1": True, "0": False}
-    return value if isinstance(value, bool) else words.get(str(value).lower())
-
-
-def _text(value: Any) -> str | None:
-    return None if isinstance(value, dict | bool) else str(
-        ",".join(map(str, value)) if isinstance(value, list) else value
-    )  # fmt: skip
-
-
-def _list(value: Any) -> list[str] | None:
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value) if value.startswith("[") else value.split(",")
-        except (ValueError, SyntaxError):
-            return None
-    return [str(item) for item in value] if isinstance(value, list | tuple) else None
-
-
-_CASTS = {"flag": _flag, "whole": _whole, "number": _number, "text": _text, "list": _list}
-
-
-def _fill_defaults(original: Original) -> None:
+def _fill_defaults(original: Original, skipped: Collection[str]) -> None:
     """Add what the program takes for the settings that the file does not give."""
     if original.format is Format.metadata:
         return  # says nothing about what is not in it
     is_launcher = original.format is Format.launcher
     defaults = WRAPPER_DEFAULTS if is_launcher else SD_SCRIPTS_DEFAULTS
-    skipped = {finding.name for finding in original.findings if finding.verdict is Verdict.skipped}
     values = original.values
     for name, value in defaults.items():
         if name not in skipped:

@@ -15,20 +15,23 @@ from loralab.app.settings.original import Verdict
 def show_report(experiment: Experiment) -> None:
     """Print what became of every setting."""
     original = experiment.original
+    spelled = {name: word for word, name in original.words.items()}  # as in the file
     print(f"{original.path}: {original.format.value}, {len(original.given)} settings")
     console = Console(width=110)
     if experiment.mapped:
         table = Table("setting", "here", "value", title="taken over", title_justify="left")
         for key, (value, name) in experiment.mapped.items():
-            table.add_row(name, key, str(value))
+            table.add_row(spelled.get(name, name), key, str(value))
         console.print(table)
     for verdict in Verdict:
         rows = [row for row in experiment.findings if row.verdict is verdict]
-        if rows:
+        if rows and verdict is Verdict.idle:
+            print(f"{verdict.value}: {', '.join(row.name for row in rows)}")
+        elif rows:
             title = "taken over in other words" if verdict is Verdict.mapped else verdict.value
             print(f"{title}:")
             for row in rows:
-                print(f"  - {row.name}: {row.text}")
+                print(f"  - {spelled.get(row.name, row.name)}: {row.text}")
     print(", ".join(f"{count} {word}" for word, count in counts(experiment).items()))
 
 

@@ -84,22 +84,23 @@ GUI_NAMES = {
     "lora_network_weights": "network_weights", "sdxl_no_half_vae": "no_half_vae",
     "sdxl_cache_text_encoder_outputs": "cache_text_encoder_outputs",
     "stop_text_encoder_training": "stop_text_encoder_training_pct",
-    "save_at_n_epochs": "save_every_n_epochs",
+    "save_at_n_epochs": "save_every_n_epochs", "LyCORIS_preset": "preset",
+    "constrain": "constraint",
 }  # fmt: skip
 NETWORK_ARGS = (
     "conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_dims", "block_alphas",
     "conv_block_dims", "conv_block_alphas", "down_lr_weight", "mid_lr_weight", "up_lr_weight",
     "block_lr_zero_threshold", "loraplus_lr_ratio", "loraplus_unet_lr_ratio",
     "loraplus_text_encoder_lr_ratio", "algo", "preset", "factor", "decompose_both", "use_cp",
-    "use_tucker", "dora_wd", "constraint", "dropout", "train_norm", "rank_dropout_scale",
+    "use_tucker", "dora_wd", "constraint", "dropout", "train_norm", "rank_dropout_scale", "unit",
+    "block_size", "use_scalar", "rescaled", "bypass_mode", "full_matrix",
 )  # fmt: skip
 GUI_ONLY = (
-    "LoRA_type", "additional_parameters", "lr_warmup", "noise_offset_type", "model_list",
-    "num_cpu_threads_per_process", "train_on_input", "unit", "LyCORIS_preset", "conv_dims",
+    "LoRA_type", "additional_parameters", "noise_offset_type", "model_list",
+    "num_cpu_threads_per_process", "train_on_input", "conv_alphas", "conv_dims",
     "num_processes", "num_machines", "multi_gpu", "gpu_ids", "extra_accelerate_launch_args",
     "main_process_port", "dynamo_mode", "dynamo_use_dynamic", "dynamo_use_fullgraph",
-    "lora_network_weights_file", "bypass_mode", "use_scalar", "rescaled", "full_matrix",
-    "loraplus", "metadata_thumbnail", "no_token_padding",
+    "lora_network_weights_file", "loraplus", "metadata_thumbnail", "no_token_padding",
 )  # fmt: skip
 
 # What the programs take for a setting that a file does not give.
@@ -148,7 +149,8 @@ def launcher_names() -> dict[str, str]:
     """Return the setting that each name in the launcher's JSON stands for."""
     own = {name: name for name in settings()}
     foreign = {name: spelling().get(option, option) for name, option in GUI_NAMES.items()}
-    return {**foreign, **spelling(), **own, "num_cpu_threads_per_process": "num_workers"}
+    return {**foreign, **spelling(), **own, "num_cpu_threads_per_process": "num_workers",
+            "lr_warmup": "warmup_lr_ratio"}  # fmt: skip
 
 
 @cache
@@ -166,10 +168,17 @@ def kinds() -> dict[str, str]:
     texts = ("save_json_folder", "load_json_path", "multi_run_folder")
     flags = ("save_json_only", "tag_occurrence_txt_file", "sort_tag_occurrence_alphabetically",
              "decompose_both", "use_cp", "use_tucker", "dora_wd", "train_norm",
-             "rank_dropout_scale")  # fmt: skip
+             "rank_dropout_scale", "use_scalar", "rescaled", "bypass_mode",
+             "full_matrix")  # fmt: skip
+    wholes = ("conv_dim", "factor", "unit", "block_size")
+    numbers = ("conv_alpha", "rank_dropout", "module_dropout", "dropout", "constraint",
+               "block_lr_zero_threshold", "loraplus_lr_ratio", "loraplus_unet_lr_ratio",
+               "loraplus_text_encoder_lr_ratio")  # fmt: skip
     return found | {
         **dict.fromkeys(texts, "text"),
         **dict.fromkeys(flags, "flag"),
+        **dict.fromkeys(wholes, "whole"),
+        **dict.fromkeys(numbers, "number"),
         "json_load_skip_list": "list",
         "warmup_lr_ratio": "number",
     }
