@@ -94,6 +94,8 @@ class AdapterWriter:
             self.config, self.survey, self.account.receipts, self.folder,
             self.module.objective.schedule.prediction_type, path.name, step,
         )  # fmt: skip
+        card = (facts, self.survey, self._figures())
+        write_card(path, [], *card)  # the name is the run's own, also if it is killed meanwhile
         files = []
         for layout in layouts:
             file = _file(self.config, path, layout)
@@ -107,7 +109,7 @@ class AdapterWriter:
             )
             verify_file(file, self.module.adapted)
             files.append(file)
-        write_card(path, files, facts, self.survey, self._figures())
+        write_card(path, files, *card)
         self._drop_oldest(ending)
         return files
 

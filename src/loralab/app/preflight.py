@@ -49,6 +49,7 @@ class Survey:
     total_steps: int
     warmup_steps: int
     data_digest: str
+    fingerprints: dict[str, str]
     files: FileIndex
     cache: LatentCache | None = None
     text_rows: int = 1
@@ -104,7 +105,7 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
     if facts is None or images is None or parts is None or captions is None or bad_images:
         raise ConfigError(*problems)
 
-    if problem := data_problem(folder, images.digest):
+    if problem := data_problem(folder, images):
         problems.append(problem)
     cache = collect(open_latent_cache, config)
     if cache is not None and not problems:
@@ -134,6 +135,7 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
         total_steps=total_steps,
         warmup_steps=warmup_steps,
         data_digest=images.digest,
+        fingerprints=images.fingerprints,
         files=sources.files,
         cache=cache,
         text_rows=captions.rows,

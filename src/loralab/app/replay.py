@@ -140,6 +140,7 @@ def _survey(
         total_steps=total_steps,
         warmup_steps=warmup_steps,
         data_digest="",
+        fingerprints={},
         files=FileIndex(None),
         text_rows=recording.text_rows,
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from loralab.adapters.inject import adapter_disabled
 from loralab.data.contact_sheet import save_sheet
 from loralab.models.sampling import sample_images
+from loralab.training.callbacks.early_stopping import has_ended
 from loralab.training.callbacks.steps import StepCallback
 from loralab.training.module import LoRATrainingModule
 
@@ -54,7 +55,6 @@ class Preview(StepCallback):
         self.options = options
         self.examples = examples
         self._base: Tensor | None = None
-        self._drawn_step = -1
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw the base once."""
@@ -69,14 +69,14 @@ class Preview(StepCallback):
 
     def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw when it is time; the end is drawn by `on_train_end`."""
-        step, cadence = trainer.global_step, self.options.every_n_steps
-        due = cadence is not None and step % cadence == 0 and step < trainer.max_steps
-        if due and self._base is not None:
+        cadence = self.options.every_n_steps
+        is_due = cadence is not None and trainer.global_step % cadence == 0
+        if is_due and self._base is not None and not has_ended(trainer):
             self._show(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw the end: base, LoRA and real examples side by side."""
-        if self._base is None or self._drawn_step == trainer.global_step:
+        if self._base is None or not has_ended(trainer):
             return
         current = self._show(trainer, module)
         columns: dict[str, Sequence[Tensor]] = {"base": list(self._base), "LoRA": list(current)}
@@ -90,7 +90,7 @@ class Preview(StepCallback):
         assert self._base is not None
         with module.weights_for("preview"):
             current = self._draw(module)
-        self._drawn_step = step = trainer.global_step
+        step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 pairs = torch.cat([self._base, current], dim=3)  # (B, 3, H, 2W): base | current
