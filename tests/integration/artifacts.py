@@ -20,7 +20,9 @@ def adapter(folder: Path, *, layout: str = "kohya") -> dict[str, torch.Tensor]:
     (path,) = [
         path
         for path in (folder / "adapters").iterdir()
-        if path.name == path.name.split(".")[0] + ending and "-best." not in path.name
+        if path.name == path.name.split(".")[0] + ending
+        and "-best." not in path.name
+        and "-step" not in path.name
     ]
     return load_file(path)
 
@@ -40,6 +42,18 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
         for tag in events.Tags()["scalars"]
         if not tag.startswith(CLOCKS)
     }
+
+
+def pictures(folder: Path) -> dict[str, list[int]]:
+    """Return the steps of TensorBoard's pictures by tag."""
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    return {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
+
+
+def names(folder: Path) -> list[str]:
+    """Return all that a run has left, but for TensorBoard's files: a resumed run has more."""
+    found = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if not name.startswith("events."))
 
 
 def differing(one: Any, other: Any, place: str = "") -> list[str]:

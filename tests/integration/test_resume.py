@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.artifacts import adapter, curves, differing, last_checkpoint
+from tests.integration.artifacts import (
+    adapter,
+    curves,
+    differing,
+    last_checkpoint,
+    names,
+    pictures,
+)
 from tests.integration.cli import Cli, tiny_run
 from tests.tiny import make_images
 
@@ -32,6 +39,10 @@ EVERYTHING_RANDOM = [
     "validation.patience=99",
     "callbacks.checkpoint.every_n_steps=3",
     "callbacks.checkpoint.keep_last=9",
+    "export.every_n_steps=3",
+    "preview.prompts=[a red circle]",
+    "preview.steps=1",
+    "preview.every_n_steps=3",
     "name=run",
 ]
 STEPS = 14  # 24 images in 3 buckets by pairs, two of them a step, twice
@@ -63,7 +74,9 @@ def interrupted(reference: Path, output: Path) -> Path:
     for path in (folder / "checkpoints").glob("step-*.ckpt"):
         if path.name > "step-000006.ckpt":
             path.unlink()
-    shutil.rmtree(folder / "adapters")
+    for path in (folder / "adapters").iterdir():
+        if not path.name.startswith(("run-step000003", "run-step000006")):
+            path.unlink()
     state = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**state, "state": "running"}))
     return output
@@ -80,7 +93,7 @@ def test_killed_and_continued_run_equals_the_uninterrupted_one(
     process.send(signal.SIGKILL)
     assert process.wait().code == -signal.SIGKILL
     assert json.loads((folder / "run.json").read_text())["state"] == "running"
-    assert not (folder / "adapters").exists()
+    assert not (folder / "adapters" / "run.safetensors").exists()
 
     outcome = cli(*command, "resume=auto")
 
@@ -95,6 +108,34 @@ def test_killed_and_continued_run_equals_the_uninterrupted_one(
     assert curves(folder) == curves(expected)
     assert [step for step, _ in curves(folder)["train/loss"]] == list(range(2, STEPS + 1, 2))
     assert [step for step, _ in curves(folder)["val/loss"]] == [3, 6, 9, 12, STEPS]
+    assert pictures(folder) == pictures(expected) == {"preview/a red circle": [0, 3, 6, 9, 12, 14]}
+    assert names(folder) == names(expected)
+
+
+@pytest.mark.parametrize("file", ["previews/step-000000.png", "previews/step-000006.png",
+                                  "adapters/run-step000006", "adapters/run-step000006.diffusers",
+                                  "checkpoints/best-000003", "checkpoints/step-000006",
+                                  "adapters/run.", "preview.png"])  # fmt: skip
+def test_run_killed_while_a_file_is_written_leaves_those_of_a_whole_run(
+    cli: Cli, settings: list[str], reference: Path, output: Path, file: str
+) -> None:
+    command = [*settings, f"output_dir={output}", "run_id=a"]
+    folder, expected = output / "run" / "a", reference / "run" / "a"
+    place, begin = folder / file, Path(file).name
+    process = cli.start(*command)
+    process.wait_for(lambda: any(place.parent.glob(f"*{begin}*")))  # its forerunner has a dot
+    process.send(signal.SIGKILL)
+    assert process.wait().code == -signal.SIGKILL
+
+    outcome = cli(*command, "resume=auto")
+
+    assert outcome.code == 0, outcome.text
+    assert names(folder) == names(expected)
+    assert pictures(folder) == pictures(expected)
+    assert curves(folder) == curves(expected)
+    assert differing(adapter(expected), adapter(folder)) == []
+    shown = folder / "preview.png", expected / "preview.png"
+    assert shown[0].read_bytes() == shown[1].read_bytes()
 
 
 def test_resume_takes_the_path_of_a_checkpoint(
@@ -113,9 +154,13 @@ def test_resume_takes_the_path_of_a_checkpoint(
 def test_resume_without_run_id_takes_the_newest_unfinished_run(
     cli: Cli, settings: list[str], interrupted: Path
 ) -> None:
-    later = interrupted / "run" / "b"  # finished, so it is passed over
-    later.mkdir()
-    (later / "run.json").write_text(json.dumps({"state": "finished"}))
+    for name, state, started in (
+        ("b", "finished", "2100-01-01T00:00:00+0000"),
+        ("c", "running", "2000-01-01T00:00:00+0000"),  # later by its name alone
+    ):
+        other = interrupted / "run" / name
+        other.mkdir()
+        (other / "run.json").write_text(json.dumps({"state": state, "started": started}))
 
     outcome = cli(*settings, f"output_dir={interrupted}", "resume=auto", "check_only=true")
 
@@ -183,13 +228,41 @@ def test_change_that_alters_the_result_is_refused_with_both_values(
     assert tree(interrupted) == before
 
 
-def test_changed_caption_is_refused(
+def test_edited_configuration_of_the_run_is_refused(cli: Cli, interrupted: Path) -> None:
+    folder = interrupted / "run" / "a"
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("lr: 0.001", "lr: 0.5"))
+
+    outcome = cli(f"resume={folder}")
+
+    assert outcome.code == 2, outcome.text
+    assert "optimizer.lr is 0.5" in outcome.text
+    assert "has 0.001; set it back" in outcome.text
+
+
+def test_moved_run_folder_is_continued_where_it_is(
+    cli: Cli, reference: Path, interrupted: Path, tmp_path: Path
+) -> None:
+    folder, expected = tmp_path / "elsewhere", reference / "run" / "a"
+    shutil.move(interrupted / "run" / "a", folder)
+
+    outcome = cli(f"resume={folder}", "data.num_workers=1")
+
+    assert outcome.code == 0, outcome.text
+    assert differing(adapter(expected), adapter(folder)) == []
+    assert curves(folder) == curves(expected)
+    assert names(folder) == names(expected), "its files are still its own"
+
+
+def test_changed_images_are_refused_by_name(
     cli: Cli, settings: list[str], interrupted: Path, tmp_path: Path
 ) -> None:
     (old,) = [text for text in settings if text.startswith("data.image_dir=")]
     images = tmp_path / "images"
     shutil.copytree(old.partition("=")[2], images)
     (images / "image_005.txt").write_text("something else\n")
+    for ending in (".png", ".txt"):
+        (images / f"image_006{ending}").rename(images / f"photo{ending}")
 
     outcome = cli(
         *settings,
@@ -200,7 +273,9 @@ def test_changed_caption_is_refused(
     )
 
     assert outcome.code == 2
-    assert "images or captions have changed" in outcome.text
+    for words in ("images or captions have changed", "images/image_005.png has changed",
+                  "images/image_006.png is gone", "images/photo.png is new"):  # fmt: skip
+        assert words in outcome.text, outcome.text
 
 
 def test_damaged_checkpoint_is_refused(cli: Cli, settings: list[str], interrupted: Path) -> None:
@@ -244,13 +319,17 @@ def test_interrupt_finishes_the_step_saves_and_stops(
     assert stopped.code == 0, stopped.text
     assert "Stopping after this step" in stopped.text
     assert "run_id=a resume=auto" in stopped.text
-    assert not (folder / "adapters").exists()
+    assert not (folder / "adapters" / "run.safetensors").exists()
 
     outcome = cli(*command, "resume=auto")
 
     assert outcome.code == 0, outcome.text
-    assert differing(adapter(reference / "run" / "a"), adapter(folder)) == []
-    assert curves(folder) == curves(reference / "run" / "a")
+    expected = reference / "run" / "a"
+    assert differing(adapter(expected), adapter(folder)) == []
+    assert curves(folder) == curves(expected)
+    extra = set(names(folder)) - set(names(expected))
+    assert all(name.startswith("checkpoints/") for name in extra), "a stop is no end: it draws none"
+    assert pictures(folder) == pictures(expected)
 
 
 def tree(folder: Path) -> dict[str, int]:

@@ -23,13 +23,14 @@ from loralab.app.recipes import recipe_arguments, recipe_target
 from loralab.app.schedule import lr_multiplier, no_losses
 from loralab.app.sizes import resolution_phases
 from loralab.config.choices import LoggerKind, OnBadImage, Reduction
+from loralab.config.parse import to_plain
 from loralab.config.records import RunConfig
 from loralab.data.account import Account
 from loralab.models.family import ModelFamily
 from loralab.models.registry import family_spec, load_family
 from loralab.training.averaging import MovingAverage
 from loralab.training.callbacks.checkpoint import step_of
-from loralab.training.callbacks.early_stopping import EarlyStopping
+from loralab.training.callbacks.early_stopping import has_ended
 from loralab.training.callbacks.validation import Validation
 from loralab.training.datamodule import ImageTextDataModule, LoaderOptions
 from loralab.training.module import LoRATrainingModule
@@ -49,9 +50,7 @@ class Job:
     @property
     def has_ended(self) -> bool:
         """Whether the run has reached its end, its last step or an early one."""
-        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        early = any(item.stops for item in callbacks if isinstance(item, EarlyStopping))
-        return early or self.trainer.global_step >= self.trainer.max_steps
+        return has_ended(self.trainer)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -129,6 +128,7 @@ def build_module(
         posterior=config.data.latent_cache.posterior.name,
         average=build_average(config),
     )
+    module.save_hyperparameters(to_plain(config), logger=False)  # for whoever continues the run
     return module.train()  # dropout and gradient checkpointing work in train mode only
 
 
@@ -232,8 +232,8 @@ def build_logger(config: RunConfig, folder: RunFolder) -> Logger | bool:
         "version": folder.path.name,
     }
     if config.logger.kind is LoggerKind.tensorboard:
-        if folder.checkpoint is not None:  # what was logged beyond it will be logged again
-            place["purge_step"] = step_of(folder.checkpoint) + 1
+        if folder.continued:  # what was logged beyond the checkpoint will be logged again
+            place["purge_step"] = step_of(folder.checkpoint) + 1 if folder.checkpoint else 0
         return TensorBoardLogger(
             **place, default_hp_metric=False, flush_secs=config.logger.flush_seconds
         )

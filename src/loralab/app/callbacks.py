@@ -36,15 +36,16 @@ def build_callbacks(
         *_chosen_callbacks(config, "statistics"),
         *_chosen_callbacks(config, None),
         *_watchers(config, validation),
-        *_chosen_callbacks(config, "checkpoint"),
         *build_outputs(config, survey, writer, validation),
+        *_chosen_callbacks(config, "checkpoint"),
     ]
 
 
 def _chosen_callbacks(config: RunConfig, which: str | None) -> list[L.Callback]:
     """Return the callback of one name, or all but those whose place matters.
 
-    A figure is taken before it is shown, and a checkpoint is saved when all else is done.
+    A figure is taken before it is shown, and a checkpoint is saved when all else is done: what a
+    run that is killed leaves undone is done again by the one that continues it.
     """
     placed = ("statistics", "checkpoint")
     return [

@@ -5,8 +5,11 @@ Only hydra is imported at the top, so that a misspelt key is answered before tor
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -19,9 +22,12 @@ from loralab.app.exits import CRASH, INTERRUPTED, USER_ERROR, exit_codes, refuse
 from loralab.app.logs import report_crash
 from loralab.config.parse import parse_config
 from loralab.config.store import conf_dir, register
-from loralab.errors import Collector, UserError
+from loralab.errors import Collector, Problem, UserError
 
-_jobs: list[tuple[str, bool]] = []  # of a multirun in this process: settings, failed
+# Names the file in which jobs of a multirun tell how they ended: launchers start processes.
+_JOBS = "LORALAB_SWEEP_JOBS"
+# Hydra would make these folders beside the run's own, or leave the folder that paths start from.
+_NOT_OURS = ("hydra.run.dir", "hydra.output_subdir", "hydra.job.chdir")
 
 
 def main() -> None:
@@ -31,16 +37,25 @@ def main() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     sys.argv[1:] = ["record=true" if word == "--record" else word for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
+    if problems := _foreign_folders(sys.argv[1:]):
+        refuse(problems)
+    with tempfile.NamedTemporaryFile(prefix="loralab-jobs-") as jobs:
+        os.environ[_JOBS] = jobs.name
+        _run_task()
+        _end_sweep()  # a search leaves failed jobs out and ends well
+
+
+def _run_task() -> None:
     task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_task)
     try:
         task()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except UserError as error:
-        _end_sweep(USER_ERROR)
+        _end_sweep()
         refuse(error.problems)
     except Exception as error:
-        _end_sweep(CRASH)
+        _end_sweep()
         if isinstance(error, COMPOSING_ERRORS):  # a job's own errors do not come this far
             refuse(composition_problems(error, sys.argv[1:]))
         report_crash(error)
@@ -56,35 +71,50 @@ def _task(raw: DictConfig) -> float | None:
         Collector(problems)(parse_config, raw)
         refuse(tuple(problems))
     if hydra_config.mode == RunMode.MULTIRUN:
-        return _job(raw, Path(hydra_config.runtime.output_dir))
+        return _job(raw, Path(hydra_config.runtime.output_dir), number=hydra_config.job.num + 1)
     with exit_codes():
         return run(with_stored_settings(raw, hydra_config.overrides.task))
 
 
-def _job(raw: DictConfig, folder: Path) -> float | None:
+def _job(raw: DictConfig, folder: Path, *, number: int) -> float | None:
     """Run one job of a sweep; a failure is told here and raised, and the sweep goes on."""
     from loralab.app.run import run
 
-    settings = folder.name
-    print(f"\n== Job {len(_jobs) + 1}: {settings}", flush=True)
+    settings, code = folder.name, 0
+    print(f"\n== Job {number}: {settings}", flush=True)
     try:
-        result = run(raw, sweep_folder=folder)
-    except Exception as error:
-        _jobs.append((settings, True))
-        if isinstance(error, UserError):
-            tell(error.problems)
-        else:
-            report_crash(error)
+        return run(raw, sweep_folder=folder)
+    except UserError as error:
+        code = USER_ERROR
+        tell(error.problems)
         raise
-    _jobs.append((settings, False))
-    return result
+    except Exception as error:
+        code = CRASH
+        report_crash(error)
+        raise
+    finally:
+        sys.stdout.flush()  # a launcher's process may be ended without
+        with Path(os.environ[_JOBS]).open("a", encoding="utf-8") as jobs:
+            jobs.write(json.dumps([settings, code]) + "\n")
 
 
-def _end_sweep(code: int) -> None:
-    """List the jobs that failed and end, if this was a sweep."""
-    failed = [settings for settings, has_failed in _jobs if has_failed]
+def _end_sweep() -> None:
+    """List the jobs that failed and end, if this was a sweep with such jobs."""
+    lines = Path(os.environ[_JOBS]).read_text(encoding="utf-8").splitlines()
+    jobs: list[tuple[str, int]] = [tuple(json.loads(line)) for line in lines]
+    failed = {settings: code for settings, code in jobs if code}
     if failed:
-        print(f"\n{len(failed)} of {len(_jobs)} jobs failed; their reasons stand above:")
+        print(f"\n{len(failed)} of {len(jobs)} jobs failed; their reasons stand above:")
         for settings in failed:
             print(f"  - {settings}")
-        sys.exit(code)
+        sys.exit(min(failed.values()))
+
+
+def _foreign_folders(arguments: Sequence[str]) -> tuple[Problem, ...]:
+    """Return a problem for each folder of Hydra's that is asked for."""
+    keys = (argument.partition("=")[0].lstrip("+~") for argument in arguments)
+    return tuple(
+        Problem(key, f"{key} has no use here; output_dir, name and run_id say where a run goes.")
+        for key in keys
+        if key in _NOT_OURS
+    )

@@ -96,6 +96,8 @@ class AdapterWriter:
             self.config, self.survey, self.account.receipts, self.folder,
             self.module.objective.schedule.prediction_type, path.name, step, self._thumbnail(step),
         )  # fmt: skip
+        card = (facts, self.survey.parts, self._figures())
+        write_card(path, [], *card)  # the name is the run's own, also if it is killed meanwhile
         files = []
         for layout in layouts:
             file = _file(self.config, path, layout)
@@ -109,7 +111,7 @@ class AdapterWriter:
             )
             verify_file(file, self.module.adapted)
             files.append(file)
-        write_card(path, files, facts, self.survey.parts, self._figures())
+        write_card(path, files, *card)
         self._drop_oldest(ending)
         return files
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import os
 import shutil
@@ -18,7 +19,9 @@ from loralab.errors import Problem, ResumeError, UserError
 from loralab.files import replacing
 
 STATE_FILE = "run.json"
+STARTED = "%Y-%m-%dT%H:%M:%S%z"  # how that file tells when the run was started
 CONFIG_FILE = "config.yaml"
+IMAGES_FILE = "images.json"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def choose_folder(config: RunConfig, *, sweep_folder: Path | None = None) -> Run
         ResumeError: The folder exists and resume is not set, or the checkpoint is not one of ours.
     """
     if sweep_folder is not None:
-        return RunFolder(sweep_folder)
+        return RunFolder(_unused(sweep_folder, holding=CONFIG_FILE))
     parent = Path(config.output_dir) / config.name
     if config.resume is None:
         return _fresh(config, parent)
@@ -55,7 +58,7 @@ def choose_folder(config: RunConfig, *, sweep_folder: Path | None = None) -> Run
     if config.run_id is not None:
         folder = parent / config.run_id
         return _continued(folder) if folder.is_dir() else RunFolder(folder)
-    runs = sorted(path.parent for path in parent.glob(f"*/{STATE_FILE}"))
+    runs = sorted((path.parent for path in parent.glob(f"*/{STATE_FILE}")), key=_started)
     unfinished = [run for run in runs if read_state(run).get("state") != "finished"]
     if unfinished or runs:
         return _continued((unfinished or runs)[-1])
@@ -64,11 +67,23 @@ def choose_folder(config: RunConfig, *, sweep_folder: Path | None = None) -> Run
 
 def read_state(folder: Path) -> dict[str, Any]:
     """Return what `run.json` says; empty when it is missing or unreadable."""
+    return read_facts(folder / STATE_FILE)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what a JSON file of a run folder says; empty when it is missing or unreadable."""
     try:
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}
+
+
+def remove_leftovers(folder: RunFolder) -> None:
+    """Take away what a killed start of this run was writing; nothing else writes there."""
+    if folder.continued:
+        for path in folder.path.rglob("*.part"):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -133,6 +148,15 @@ def output_folder_problem(
     return None
 
 
+def _started(run: Path) -> tuple[float, str]:
+    """Return when a run was last started, which its name need not tell."""
+    try:
+        moment = time.strptime(str(read_state(run).get("started")), STARTED)
+    except ValueError:
+        return 0.0, run.name
+    return calendar.timegm(moment) - moment.tm_gmtoff, run.name
+
+
 def _fresh(config: RunConfig, parent: Path) -> RunFolder:
     if config.run_id is not None:
         folder = parent / config.run_id
@@ -145,12 +169,19 @@ def _fresh(config: RunConfig, parent: Path) -> RunFolder:
                 )
             )
         return RunFolder(folder)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder, number = parent / stamp, 1
-    while folder.exists():
+    return RunFolder(_unused(parent / time.strftime("%Y%m%d-%H%M%S")))
+
+
+def _unused(folder: Path, *, holding: str = "") -> Path:
+    """Return the folder, numbered if there is one, or one that holds a file of this name.
+
+    A sweep's folders are made for its jobs, and a search may try the same values twice.
+    """
+    candidate, number = folder, 1
+    while (candidate / holding).exists():
         number += 1
-        folder = parent / f"{stamp}-{number}"
-    return RunFolder(folder)
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
 
 
 def _continued(folder: Path) -> RunFolder:

@@ -48,6 +48,18 @@ class Images:
             digest.update(b"\1")
         return digest.hexdigest()
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Name each image by its folder and file: what changes with its pixels, caption or mask."""
+        lines: dict[str, list[str]] = {}
+        for item in (*self.training, *self.held_out):
+            name = "/".join(item.record.path.parts[-2:])
+            lines.setdefault(name, []).append("\0".join(_facts_trained_on(item)))
+        return {
+            name: hashlib.sha256("\1".join(sorted(own)).encode()).hexdigest()[:16]
+            for name, own in sorted(lines.items())
+        }
+
     def count(self, *, is_prior: bool) -> int:
         """Return how many training items, or class images, one epoch shows."""
         return count_shown(self.training, self.rotation, is_prior=is_prior)

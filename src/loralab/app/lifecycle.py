@@ -15,9 +15,9 @@ from loralab import __version__
 from loralab.app.build import Job, build
 from loralab.app.captions import tag_counts, training_sources
 from loralab.app.demo_quality import QUALITY_METRICS, measure_quality
-from loralab.app.folders import STATE_FILE, RunFolder, read_state, write_text
+from loralab.app.folders import IMAGES_FILE, STARTED, STATE_FILE, RunFolder, read_state, write_text
 from loralab.app.hparams import featured, flatten
-from loralab.app.metadata import image_counts
+from loralab.app.metadata import image_counts, session_id
 from loralab.app.preflight import Survey
 from loralab.app.processes import is_main_process
 from loralab.app.report import show_account, show_cache, show_outcome
@@ -47,7 +47,8 @@ def start(config: RunConfig, survey: Survey, folder: RunFolder) -> Job:
             state="running",
             data_digest=survey.data_digest,
             counts=image_counts(survey),
-            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            session=session_id(folder.path),
+            started=time.strftime(STARTED),
             versions={name: version(name) for name in _LIBRARIES}
             | {"loralab": __version__, "python": platform.python_version()},
         )
@@ -55,6 +56,7 @@ def start(config: RunConfig, survey: Survey, folder: RunFolder) -> Job:
             counts = tag_counts(training_sources(survey.items))
             order = config.data.captions.tag_occurrence_order.name
             write_text(folder.path / "tags.txt", tag_occurrence(counts, order))
+        write_text(folder.path / IMAGES_FILE, json.dumps(survey.fingerprints, indent=1) + "\n")
         draw_schedule(config, survey, folder.path)
         settings = flatten(to_plain(config))
         metrics = [*METRICS, *(QUALITY_METRICS if config.demo_quality else ())]
@@ -75,7 +77,7 @@ def finish(job: Job, config: RunConfig, folder: RunFolder) -> float | None:
     if not job.has_ended:
         if trainer.is_global_zero:
             print(f"Stopped at step {trainer.global_step} of {trainer.max_steps}. To continue:")
-            print(f"  the same command with run_id={folder.path.name} resume=auto")
+            print(f"  {_how_to_continue(config, folder)}")
         return None
     figures = job.figures
     if trainer.is_global_zero:
@@ -95,6 +97,12 @@ def finish(job: Job, config: RunConfig, folder: RunFolder) -> float | None:
     value = figures.get(config.optimized_metric)
     # Sweeps minimise, and of these more is better.
     return -value if value is not None and config.optimized_metric in RESULT_METRICS else value
+
+
+def _how_to_continue(config: RunConfig, folder: RunFolder) -> str:
+    if folder.path.parent == Path(config.output_dir) / config.name:
+        return f"the same command with run_id={folder.path.name} resume=auto"
+    return f"python train.py 'resume=\"{folder.path}\"'"  # a sweep's folders have = in their names
 
 
 def _note(folder: Path, **facts: Any) -> None:

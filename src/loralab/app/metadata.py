@@ -101,8 +101,9 @@ def image_counts(survey: Survey) -> dict[str, int]:
 
 
 def session_id(folder: Path) -> str:
-    """Return the number that all files of a run share."""
-    return str(int.from_bytes(hashlib.sha256(str(folder.resolve()).encode()).digest()[:4], "big"))
+    """Return the number that all files of a run share, also after its folder was moved."""
+    place = hashlib.sha256(str(folder.resolve()).encode()).digest()
+    return str(read_state(folder).get("session") or int.from_bytes(place[:4], "big"))
 
 
 def file_metadata(facts: Facts) -> dict[str, str]:

@@ -50,6 +50,7 @@ class Survey:
     total_steps: int
     warmup_steps: int
     data_digest: str
+    fingerprints: dict[str, str]
     files: FileIndex
     cache: LatentCache | None = None
     text_rows: int = 1
@@ -109,7 +110,7 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
     if facts is None or images is None or parts is None or captions is None or bad_images:
         raise ConfigError(*problems)
 
-    if problem := data_problem(folder, images.digest):
+    if problem := data_problem(folder, images):
         problems.append(problem)
     steps_per_epoch = _steps_per_epoch(config, images)
     total_steps = _total_steps(config, steps_per_epoch)
@@ -141,6 +142,7 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
         total_steps=total_steps,
         warmup_steps=warmup_steps,
         data_digest=images.digest,
+        fingerprints=images.fingerprints,
         files=sources.files,
         cache=cache,
         text_rows=captions.rows,

@@ -184,6 +184,7 @@ def _survey(
         total_steps=total_steps,
         warmup_steps=warmup_steps,
         data_digest="",
+        fingerprints={},
         files=FileIndex(None),
         text_rows=recording.text_rows,
     )

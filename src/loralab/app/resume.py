@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from loralab.app.folders import CONFIG_FILE, RunFolder, read_state
+from loralab.app.folders import CONFIG_FILE, IMAGES_FILE, RunFolder, read_facts, read_state
 from loralab.config.parse import as_written, to_plain, walk_options
 from loralab.config.records import RunConfig
 from loralab.config.store import conf_dir
 from loralab.errors import ConfigError, Problem
 
+if TYPE_CHECKING:
+    from loralab.app.images import Images
+
+SETTINGS_KEY = "hyper_parameters"  # Lightning's, in checkpoints
+_PARTS = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "account"}
+MOST_NAMED = 5  # changed images; the rest is counted
 # What of the recipes may change without changing the result.
 _FREE = ("callbacks.", "trainer.log_every_n_steps", "trainer.accelerator", "trainer.profiler")
 
 
 def resume_problems(config: RunConfig, folder: RunFolder) -> list[Problem]:
     """Return every setting that changes the result and differs from the stored run."""
-    path = folder.path / CONFIG_FILE
-    if not folder.continued or not path.is_file():
+    stored = _stored_settings(folder) if folder.continued else None
+    if stored is None:
         return []
-    stored = as_written(OmegaConf.to_container(OmegaConf.load(path)))
-    assert isinstance(stored, Mapping)
     ours = dict(_flat(to_plain(config)))
     theirs = dict(_flat(stored))
     free = {key for key, item, _ in walk_options(config) if not item.metadata["affects_result"]}
@@ -72,32 +76,61 @@ def with_stored_settings(raw: DictConfig, overrides: Sequence[str]) -> DictConfi
     return stored
 
 
-def data_problem(folder: RunFolder, data_digest: str) -> Problem | None:
+def data_problem(folder: RunFolder, images: Images) -> Problem | None:
     """Return a problem when the images or captions are not those the run began with."""
     stored = read_state(folder.path).get("data_digest") if folder.continued else None
-    if stored in (None, data_digest):
+    if stored in (None, images.digest):
         return None
     return Problem(
         "data.image_dir",
-        f"data.image_dir: images or captions have changed since the run in {folder.path} began; "
-        "put them back, or start a new run without resume.",
+        f"data.image_dir: images or captions have changed since the run in {folder.path} began"
+        f"{_changed_images(folder.path, images)}; put them back, or start a new run without "
+        "resume.",
     )
 
 
-def checkpoint_problem(path: Path) -> Problem | None:
-    """Return a problem when a checkpoint cannot be read."""
+def _changed_images(folder: Path, images: Images) -> str:
+    """Return which images are new, gone or changed, as far as the run folder knows."""
+    now, then = images.fingerprints, read_facts(folder / IMAGES_FILE)
+    named = [f"{name} is new" for name in now.keys() - then.keys()]
+    named += [f"{name} is gone" for name in then.keys() - now.keys()]
+    named += [f"{name} has changed" for name in now.keys() & then.keys() if now[name] != then[name]]
+    if not then or not named:
+        return ""
+    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+    return f" ({', '.join(sorted(named)[:MOST_NAMED])}{more})"
+
+
+def _stored_settings(folder: RunFolder) -> Mapping[Any, Any] | None:
+    """Return what the run was begun with: the checkpoint knows, `config.yaml` may be edited."""
+    content = None if folder.checkpoint is None else _read_checkpoint(folder.checkpoint, mmap=True)
+    if isinstance(content, Mapping) and SETTINGS_KEY in content:
+        settings: Mapping[Any, Any] = content[SETTINGS_KEY]
+        return settings
+    path = folder.path / CONFIG_FILE
+    if not path.is_file():
+        return None
+    stored = as_written(OmegaConf.to_container(OmegaConf.load(path)))
+    assert isinstance(stored, Mapping)
+    return stored
+
+
+def _read_checkpoint(path: Path, *, mmap: bool = False) -> object:
+    """Return what a checkpoint holds, or None when it cannot be read."""
     import pickle
 
     import torch
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, OSError, pickle.UnpicklingError, EOFError, ValueError, LookupError):
-        content = None
-    if (
-        isinstance(content, Mapping)
-        and {"state_dict", "loops", "callbacks", "account"} <= content.keys()
-    ):
+        return None
+
+
+def checkpoint_problem(path: Path) -> Problem | None:
+    """Return a problem when a checkpoint cannot be read."""
+    content = _read_checkpoint(path)
+    if isinstance(content, Mapping) and content.keys() >= _PARTS:
         return None
     return Problem(
         "resume",

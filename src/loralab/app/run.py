@@ -8,7 +8,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from loralab.app.folders import CONFIG_FILE, choose_folder, removed_if_refused, write_text
+from loralab.app.folders import (
+    CONFIG_FILE,
+    choose_folder,
+    remove_leftovers,
+    removed_if_refused,
+    write_text,
+)
 from loralab.app.logs import open_log, quiet_libraries
 from loralab.app.processes import hand_over, handed_over, is_main_process
 from loralab.app.settings.saving import SETTINGS_FILE, settings_json
@@ -45,10 +51,14 @@ def run(raw: Mapping[str, Any] | DictConfig, *, sweep_folder: Path | None = None
         return None
     with removed_if_refused(folder):
         if is_main_process():
+            remove_leftovers(folder)
             open_log(folder.path)
             write_text(folder.path / CONFIG_FILE, to_yaml(config))
             write_text(folder.path / SETTINGS_FILE, settings_json(config))
             hand_over(folder)
         job = start(config, survey, folder)  # weights
     train(job, folder)
-    return finish(job, config, folder)
+    metric = finish(job, config, folder)
+    if sweep_folder is not None and not job.has_ended:
+        raise KeyboardInterrupt  # who stops a job does not want the next one
+    return metric

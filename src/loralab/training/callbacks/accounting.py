@@ -10,8 +10,7 @@ import lightning.pytorch as L
 import torch
 
 from loralab.data.account import Account, Tally
-from loralab.errors import Problem, UserError
-from loralab.files import replacing
+from loralab.training.run_files import write_text
 
 FILE = "data.json"
 _log = logging.getLogger("loralab")
@@ -79,15 +78,5 @@ class Accounting(L.Callback):
         self._tally = Tally()
 
     def _write(self, trainer: L.Trainer) -> None:
-        if not trainer.is_global_zero:
-            return
-        path = Path(trainer.default_root_dir) / FILE
-        try:
-            with replacing(path) as part:
-                part.write_text(self.account.as_json(), encoding="utf-8")
-        except OSError as error:
-            sentence = (
-                f"{path} could not be written ({error.strerror or error}); free some space or mend "
-                "the folder's permissions, then continue with resume=auto."
-            )
-            raise UserError(Problem("output_dir", sentence)) from error
+        if trainer.is_global_zero:
+            write_text(Path(trainer.default_root_dir) / FILE, self.account.as_json())

@@ -10,8 +10,8 @@ from typing import Any
 
 import lightning.pytorch as L
 
-from loralab.errors import Problem, UserError
 from loralab.training.callbacks.steps import StepCallback
+from loralab.training.run_files import unwritable
 
 PATTERN = re.compile(r"(?:step|best)-(\d+)\.ckpt")
 
@@ -113,13 +113,7 @@ def save(trainer: L.Trainer, word: str) -> Path:
             os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise UserError(
-            Problem(
-                "output_dir",
-                f"{path} could not be written ({error.strerror or error}); free some space or "
-                "mend the folder's permissions, then continue with resume=auto.",
-            )
-        ) from error
+        raise unwritable(path, error) from error
     return path
 
 

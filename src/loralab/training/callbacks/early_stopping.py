@@ -85,6 +85,13 @@ class OverfitAlarm(L.Callback):
                 logger.experiment.add_text("val/overfitting", text, trainer.global_step)
 
 
+def has_ended(trainer: L.Trainer) -> bool:
+    """Tell whether the run is at its end, its last step or an early one, and not just stopped."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    early = any(item.stops for item in callbacks if isinstance(item, EarlyStopping))
+    return early or trainer.global_step >= trainer.max_steps
+
+
 def tell(trainer: L.Trainer, text: str) -> None:
     """Print a line, once for all processes."""
     if trainer.is_global_zero:

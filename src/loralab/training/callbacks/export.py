@@ -35,22 +35,14 @@ class Export(StepCallback):
         self.every_n_epochs = every_n_epochs
 
     def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Write after a step that is due, except the last, which gets the plain name."""
-        step = trainer.global_step
-        if self.every_n_steps is None or step >= trainer.max_steps:
+        """Write after a step or epoch that is due, except the last, which gets the plain name."""
+        step, epoch = trainer.global_step, trainer.current_epoch + 1
+        if step >= trainer.max_steps or not trainer.is_global_zero:
             return
-        if step % self.every_n_steps == 0 and trainer.is_global_zero:
+        if self.every_n_steps and step % self.every_n_steps == 0:
             self.write(f"-step{step:06d}", step)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Write after an epoch that is due; a run that is stopped ends inside of one."""
-        epoch = trainer.current_epoch + 1
-        if self.every_n_epochs is None or trainer.global_step >= trainer.max_steps:
-            return
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            return
-        if epoch % self.every_n_epochs == 0 and trainer.is_global_zero:
-            self.write(f"-epoch{epoch:04d}", trainer.global_step)
+        if self.every_n_epochs and trainer.is_last_batch and epoch % self.every_n_epochs == 0:
+            self.write(f"-epoch{epoch:04d}", step)  # a window of micro-batches ends with its epoch
 
 
 class BestExport(L.Callback):

@@ -14,6 +14,7 @@ from torch import Tensor
 from loralab.adapters.inject import adapter_disabled
 from loralab.data.contact_sheet import save_sheet
 from loralab.models.sampling import sample_images
+from loralab.training.callbacks.early_stopping import has_ended
 from loralab.training.callbacks.steps import StepCallback
 from loralab.training.module import LoRATrainingModule
 
@@ -80,14 +81,14 @@ class Preview(StepCallback):
 
     def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw when it is time; the end is drawn by `on_train_end`."""
-        step, cadence = trainer.global_step, self.options.every_n_steps
-        due = cadence is not None and step % cadence == 0 and step < trainer.max_steps
-        if due and self.base is not None:
+        cadence = self.options.every_n_steps
+        is_due = cadence is not None and trainer.global_step % cadence == 0
+        if is_due and self.base is not None and not has_ended(trainer):
             self._show(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw the end: base, LoRA and real examples side by side."""
-        if self.base is None:
+        if self.base is None or not has_ended(trainer):
             return
         if self.pictures is None or self.drawn_step != trainer.global_step:
             self._show(trainer, module)

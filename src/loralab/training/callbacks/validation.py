@@ -6,6 +6,8 @@ killed, and it starts one when the run is asked to stop.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -17,14 +19,18 @@ from loralab.training.callbacks.checkpoint import stop_requested
 from loralab.training.callbacks.steps import StepCallback
 from loralab.training.loader import ResumableLoader
 from loralab.training.module import LoRATrainingModule
+from loralab.training.run_files import write_text
 from loralab.training.validation import Measurement, figures, image_errors, measure
+
+FILE = "validation.json"
 
 
 class Validation(StepCallback):
     """Measures the held-out images every n steps and at the end; the base once.
 
-    After each measurement the figures are in ``trainer.callback_metrics`` and the hook
-    ``on_validation_end`` of every callback is called, as Lightning does it.
+    After each measurement the figures are in ``trainer.callback_metrics``, the losses of every
+    image are in ``validation.json`` in the run folder, and the hook ``on_validation_end`` of every
+    callback is called, as Lightning does it.
 
     Attributes:
         base: What the images give with the adapter off; None before the first validation.
@@ -92,6 +98,8 @@ class Validation(StepCallback):
         )
         for logger in trainer.loggers:
             logger.log_metrics(found, step=trainer.global_step)
+        if trainer.is_global_zero:
+            write_text(Path(trainer.default_root_dir) / FILE, self._as_json(trainer, module))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             callback.on_validation_end(trainer, module)
 
@@ -104,6 +112,27 @@ class Validation(StepCallback):
         """Take back what was measured."""
         self.base = Measurement(**state["base"]) if state["base"] else None
         self.history = [Measurement(**entry) for entry in state["history"]]
+
+    def _as_json(self, trainer: L.Trainer, module: LoRATrainingModule) -> str:
+        """Return what was measured by image, and all that makes it comparable with other runs."""
+        items = trainer.datamodule.validation_set.items  # type: ignore[attr-defined]
+        images = [
+            {
+                "name": item.record.path.name,
+                "digest": item.record.digest,
+                "size": f"{item.bucket.width}x{item.bucket.height}",
+            }
+            for item in items
+        ]
+        losses = {entry.step: image_errors(entry.held_out).tolist() for entry in self.history}
+        facts = {
+            "seed": self.seed,
+            "timesteps": self._timesteps(module).tolist(),
+            "prediction_type": module.objective.schedule.prediction_type,
+            "images": images,
+            "losses": losses,
+        }
+        return json.dumps(facts, indent=1) + "\n"
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step
