@@ -171,8 +171,8 @@ def test_previews_disturb_neither_training_nor_the_base_picture(fit: Make, tmp_p
     assert (tmp_path / "preview.png").is_file()
     again = Preview(PREVIEW)
     again.on_train_start(trainer, module)
-    assert torch.equal(again._base, preview._base)
-    assert not torch.equal(again._draw(module), preview._base)
+    assert torch.equal(again.base, preview.base)
+    assert not torch.equal(again._draw(module), preview.base)
 
 
 def test_checkpoints_come_at_the_cadence_and_at_the_end_and_the_newest_stay(
