@@ -109,10 +109,27 @@ def test_sixteen_bit_colour_png_is_read_by_its_high_bytes(tmp_path):
     assert pixel(tmp_path / "deep.png", (1, 0)) == (0, 1, 128)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_thirty_two_bits_a_channel_are_refused(tmp_path, problems_of, dtype):
+def test_clear_value_of_a_16_bit_grey_png_is_laid_over_the_background(tmp_path):
+    # Two pixels, 1000 and 65535; tRNS says that 1000 is clear (PNG specification, 11.3.2.1).
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 0, 0, 0, 0)
+    row = b"\0" + struct.pack(">HH", 1000, 65535)
+    chunks = [(b"IHDR", header), (b"tRNS", struct.pack(">H", 1000)),
+              (b"IDAT", zlib.compress(row)), (b"IEND", b"")]  # fmt: skip
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    (tmp_path / "clear.png").write_bytes(data)
+    image = load_image(tmp_path / "clear.png", background="#ff0000")
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (255, 255, 255)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(np.float32, 100_000), (np.int32, 100_000), (np.int32, -5)]
+)
+def test_thirty_two_bits_a_channel_are_refused(tmp_path, problems_of, dtype, value):
     path = tmp_path / "deep.tiff"
-    Image.fromarray(np.full((4, 4), 100_000, dtype)).save(path)
+    Image.fromarray(np.full((4, 4), value, dtype)).save(path)
     assert problems_of(load_image, path) == [f"{path} has 32 bits a channel; save it with 8 or 16."]
 
 

@@ -78,8 +78,8 @@ def test_file_is_plain_safetensors_in_a_folder_of_two_hex_characters(cache, key,
 
 def test_key_does_not_change_between_releases_of_the_same_format(key):
     # Computed once and written down: a change here makes every user's cache stale.
-    assert moment_store.FORMAT_VERSION == 2
-    assert key == "df6194392eb0d20adbd628ef8cdb47602d34db1e-64x48"
+    assert moment_store.FORMAT_VERSION == 3
+    assert key == "64f1db3cb50eac81ebaf40984f3ac6baa8ecc154-64x48"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_two_words_for_one_thing_have_one_key(cache, key):
 
 
 def test_key_changes_with_the_format_version(cache, key, monkeypatch):
-    monkeypatch.setattr(latent_cache, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(latent_cache, "FORMAT_VERSION", 99)
     assert cache.key("digest", PLAN) != key
 
 
@@ -166,13 +166,19 @@ def test_file_of_another_key_under_this_name_is_missing(cache, key, stored):
     "moments", [torch.zeros(8, 6, 8), torch.zeros(7, 8, 6), torch.zeros(8, 48)]
 )
 def test_file_of_the_wrong_shape_is_missing(cache, key, stored, moments):
-    save_file({"moments": moments}, stored, metadata={"key": key, "format": "2", "crc32": "0"})
+    save_file(
+        {"moments": moments},
+        stored,
+        metadata={"key": key, "format": str(moment_store.FORMAT_VERSION), "crc32": "0"},
+    )
     assert cache.missing([key]) == [key]
 
 
 def test_file_of_the_wrong_dtype_is_missing(cache, key, stored):
     save_file(
-        {"moments": MOMENTS.double()}, stored, metadata={"key": key, "format": "2", "crc32": "0"}
+        {"moments": MOMENTS.double()},
+        stored,
+        metadata={"key": key, "format": str(moment_store.FORMAT_VERSION), "crc32": "0"},
     )
     assert cache.missing([key]) == [key]
 
@@ -182,7 +188,8 @@ def test_reading_a_file_with_one_changed_bit_is_refused(cache, key, stored, prob
     data[-5] ^= 1
     stored.write_bytes(data)
     assert problems_of(cache.read, key) == [
-        f"{stored} is damaged; delete it and start the run again to rebuild it."
+        f"{stored} is damaged; take all damaged files out with `loralab cache clean "
+        f"{stored.parent.parent}` and start the run again to rebuild them."
     ]
 
 

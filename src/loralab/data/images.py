@@ -201,15 +201,22 @@ def _shares(channel: Image.Image) -> NDArray[np.float32]:
 
 
 def _to_rgb(image: Image.Image, background: str, path: Path) -> Image.Image:
-    if image.mode == "F" or (image.mode == "I" and np.asarray(image).max() > 65535):
+    if image.mode == "F" or (image.mode == "I" and not _fits_16_bits(np.asarray(image))):
         raise _error(path, "has 32 bits a channel; save it with 8 or 16.")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion does not scale it down
-        grey = np.asarray(image).astype(np.float64) / 257  # 65535 -> 255
-        image = Image.fromarray(np.rint(grey).clip(0, 255).astype(np.uint8))
+        values, clear = np.asarray(image), image.info.get("transparency")
+        grey = np.rint(values.astype(np.float64) / 257)  # 65535 -> 255
+        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+        if clear is not None:  # one value of a PNG stands for no paint
+            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     if not image.has_transparency_data:
         return image.convert("RGB")
     ground = Image.new("RGBA", image.size, background)
     return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+
+
+def _fits_16_bits(values: NDArray[Any]) -> bool:
+    return bool(values.min() >= 0 and values.max() <= 65535)
 
 
 def _may_be_cut_off(data: bytes, image_format: str | None) -> bool:

@@ -24,7 +24,7 @@ from torch import Tensor
 from loralab.data.batch import fits
 from loralab.errors import DataError, Problem
 
-FORMAT_VERSION = 2  # raise it when pixels or layout change: crop_image, tensor name, header
+FORMAT_VERSION = 3  # raise it when pixels or layout change: crop_image, tensor name, header
 TAG_FILE = "CACHEDIR.TAG"  # https://bford.info/cachedir: backups leave the folder out
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# latent cache of loralab\n"
 UNFINISHED = "unfinished"  # files being written; moved into place when whole
@@ -111,7 +111,10 @@ class FileStore:
         except OSError as error:
             self._refuse("reading", error)
         if not is_sound(data, key):
-            sentence = f"{path} is damaged; delete it and start the run again to rebuild it."
+            sentence = (
+                f"{path} is damaged; take all damaged files out with `loralab cache clean "
+                f"{self.root}` and start the run again to rebuild them."
+            )
             raise DataError(Problem(str(path), sentence))
         return load(data)["moments"]
 
