@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 
 import pytest
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from loralab.app.composition import composition_problems
+from loralab.config.store import register
 from tests.config.conftest import composed
 
 
@@ -88,3 +89,10 @@ def test_each_value_of_a_sweep_is_tried() -> None:
 def test_what_is_no_override_at_all_is_said_to_be_none() -> None:
     (problem,) = composition_problems(ValueError("parse"), ("adapter.rank",))
     assert problem.message.startswith("'adapter.rank' is not an override; write key=value")
+
+
+def test_a_plugin_that_is_not_there_is_named_with_the_command_that_installs_it() -> None:
+    register()
+    missing = MissingConfigException("missing", missing_cfg_file="hydra/sweeper/optuna")
+    (problem,) = composition_problems(missing, ())
+    assert str(problem) == "hydra/sweeper=optuna is not installed: pip install 'loralab[search]'."

@@ -34,7 +34,13 @@ from loralab.errors import Collector, ConfigError, Problem
 
 COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 REQUIRED = "required"
-_PRESETS = ("experiment", "sweep", "debug")  # groups that a run does without
+_PLUGINS = {  # of Hydra -> the extra that brings them
+    "hydra/sweeper/optuna": "search",
+    "hydra/launcher/joblib": "cluster",
+    "hydra/launcher/submitit_local": "cluster",
+    "hydra/launcher/submitit_slurm": "cluster",
+}
+_PRESETS = ("experiment", "sweep", "hparams_search", "debug")  # groups that a run does without
 
 
 def compose_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> RunConfig:
@@ -277,6 +283,9 @@ def _missing_option(error: MissingConfigException, override: str) -> Problem:
     group = group.strip("/")
     folder = conf_dir() / group
     options = [file.stem for file in folder.glob("*.yaml")] if group and folder.is_dir() else []
+    extra = _PLUGINS.get(f"{group}/{option}")
+    if extra is not None:
+        return Problem(group, f"{group}={option} is not installed: pip install 'loralab[{extra}]'.")
     if not options:
         return Problem(option, f"{group or option} is not a group of options.")
     return Problem(
