@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from loralab.app.comparison import chance_of_a_larger, compare, conclusion
+from loralab.app.comparison import chance_of_a_larger, compare, conclusion, table
 from loralab.errors import UserError
 
 
@@ -133,3 +133,10 @@ def test_one_run_given_twice_is_one_run(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", [1.0, 2.0])
     with pytest.raises(UserError, match="at least two"):
         compare([one, one])
+
+
+def test_runs_of_a_sweep_are_named_by_what_was_varied(tmp_path: Path) -> None:
+    for number, name in enumerate(("optimizer.lr=1", "optimizer.lr=2")):
+        write_run(tmp_path / "sweeps" / name, [1.0 + number, 2.0])
+    rows = compare([tmp_path / "sweeps"])
+    assert [row["run"] for row in table(rows)] == ["optimizer.lr=1", "optimizer.lr=2"]

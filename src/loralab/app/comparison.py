@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,13 @@ def conclusion(rows: Sequence[Row]) -> str:
         return f"No run is better than another beyond chance; {best.run} has the lowest loss."
     beaten = f"{best.run} is better than {worse} of {len(others)} others"
     return f"{beaten}; not distinguishable from {alike}." if alike else f"{beaten}."
+
+
+def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the rows for people: runs are named below the folder that all of them share."""
+    shared = os.path.commonpath([Path(row.run).absolute().parent for row in rows])
+    names = [os.path.relpath(Path(row.run).absolute(), shared) for row in rows]
+    return [{**vars(row), "run": name} for row, name in zip(rows, names, strict=True)]
 
 
 def _rows(ranked: Sequence[Losses]) -> list[Row]:

@@ -24,9 +24,11 @@ def compare(
     """
     from loralab.app import tool_output
     from loralab.app.comparison import compare as compare_runs
-    from loralab.app.comparison import conclusion
+    from loralab.app.comparison import conclusion, table
 
     rows = compare_runs(runs)
-    tool_output.show_rows([vars(row) for row in rows], as_json=as_json)
-    if not as_json:
-        print(conclusion(rows))
+    if as_json:
+        tool_output.show_rows([vars(row) for row in rows], as_json=True)
+        return
+    tool_output.show_rows(table(rows))
+    print(conclusion(rows))
