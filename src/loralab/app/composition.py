@@ -186,6 +186,13 @@ def _single_overrides(arguments: Sequence[str], problems: list[Problem]) -> list
             problems.append(_not_an_override(argument))
             continue
         key = override.get_key_element()
+        if not key:
+            problems.append(_not_an_override(argument))
+            continue
+        if override.is_sweep_override() and not _is_sweep(arguments):
+            text = f"{argument} gives several values, which takes -m; a list is written [a,b]."
+            problems.append(Problem(key, text))
+            continue
         texts = (
             [f"{key}={value}" for value in override.sweep_string_iterator()]
             if override.is_sweep_override()
@@ -196,7 +203,16 @@ def _single_overrides(arguments: Sequence[str], problems: list[Problem]) -> list
     return groups + values
 
 
+def _is_sweep(arguments: Sequence[str]) -> bool:
+    """Tell whether the command line starts several runs."""
+    starts = ("-m", "--multirun", "sweep=", "hparams_search=", "hydra.mode=")
+    return any(argument.startswith(starts) for argument in arguments)
+
+
 def _reword(error: BaseException, override: str) -> Problem:
+    if isinstance(error, UnicodeDecodeError):
+        subject = override or "conf"
+        return Problem(subject, f"{subject}: the file is not UTF-8 text; save it as UTF-8.")
     if isinstance(error, MissingConfigException):
         return _missing_option(error, override)
     if isinstance(error, OverrideParseException):
@@ -300,6 +316,9 @@ def _wrong_value(key: str, value: object) -> Problem:
 
 
 def _unknown_key(key: str) -> Problem:
+    if key.split(".")[0] in _PRESETS:
+        text = f"{key} is not an option; a file of that group begins with # @package _global_."
+        return Problem(key, text)
     parent, _, name = key.rpartition(".")
     recipe = parent.split(".")[0]
     if recipe in ("optimizer", "trainer", "callbacks"):
