@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import pytest
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from loralab.app.composition import composition_problems
+from loralab.config.store import register
 from tests.config.conftest import composed
 
 
@@ -88,3 +90,44 @@ def test_each_value_of_a_sweep_is_tried() -> None:
 def test_what_is_no_override_at_all_is_said_to_be_none() -> None:
     (problem,) = composition_problems(ValueError("parse"), ("adapter.rank",))
     assert problem.message.startswith("'adapter.rank' is not an override; write key=value")
+
+
+def test_a_value_without_a_key_is_no_override() -> None:
+    register()
+    (problem,) = composition_problems(ValueError("no key"), ("=4",))
+    assert str(problem).startswith("'=4' is not an override; write key=value")
+
+
+def test_several_values_without_a_sweep_are_refused() -> None:
+    register()
+    arguments = ("optimizer.lr=1e-4,1e-3", "data.batch_size=0")
+    found = [str(problem) for problem in composition_problems(ValueError("several"), arguments)]
+    assert found[0].startswith("optimizer.lr=1e-4,1e-3 gives several values, which takes -m")
+    assert "data.batch_size is 0; it must be at least 1." in found
+    (one,) = composition_problems(ValueError("batch"), (*arguments, "sweep=lr_rank"))
+    assert one.key == "data.batch_size"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "experiment is not an option; a file of that group begins with # @package _global_"),
+        (b"# @package _global_\nname: caf\xe9\n", "not UTF-8 text; save it as UTF-8"),
+    ],
+)
+def test_a_preset_that_is_none_is_told_what_it_lacks(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    register()
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_bytes(content)
+    arguments = ("--config-dir", str(tmp_path), "experiment=own")
+    (problem,) = composition_problems(ValueError("preset"), arguments)
+    assert words in str(problem)
+
+
+def test_a_plugin_that_is_not_there_is_named_with_the_command_that_installs_it() -> None:
+    register()
+    missing = MissingConfigException("missing", missing_cfg_file="hydra/sweeper/optuna")
+    (problem,) = composition_problems(missing, ())
+    assert str(problem) == "hydra/sweeper=optuna is not installed: pip install 'loralab[search]'."

@@ -14,7 +14,7 @@ from loralab.config.parse import parse_config
 from loralab.config.store import conf_dir
 from tests.config.conftest import composed
 
-PRESETS = ("experiment", "sweep", "debug")
+PRESETS = ("experiment", "sweep", "hparams_search", "debug")
 OPTIONAL_EXTRAS = ("bitsandbytes", "pytorch_optimizer", "prodigyopt", "prodigyplus", "schedulefree")
 ONE_RATE = ("adafactor_relative", "dadapt_adam", "dadapt_lion", "dadapt_sgd", "prodigy")
 

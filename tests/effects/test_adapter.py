@@ -130,3 +130,13 @@ def test_a_rate_of_zero_leaves_the_part_as_it_began(tiny: Tiny, part: str) -> No
     ups = {key: float(tensor.abs().max()) for key, tensor in tensors.items() if "lora_up" in key}
     assert {size for key, size in ups.items() if key.startswith(prefix)} == {0.0}
     assert all(size > 0 for key, size in ups.items() if not key.startswith(prefix))
+
+
+def test_a_part_whose_rate_is_zero_has_no_share_in_the_clipped_gradient(tiny: Tiny) -> None:
+    # Plain steps are as long as the clipped gradient; a smaller UNet would show at once.
+    plain = ("optimizer=sgd", "optimizer.lr=1", "trainer.gradient_clip_val=1e-3")
+    idle = tiny.run(*plain, "adapter.text_encoder.lr=0").adapter
+    without = tiny.run(*plain, "adapter.text_encoder.enabled=false").adapter
+    assert without
+    for key, tensor in without.items():
+        assert torch.equal(idle[key], tensor), key

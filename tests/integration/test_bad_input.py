@@ -44,6 +44,10 @@ RECORDS = {
     "below the range": ("data.batch_size=0", ["data.batch_size is 0", "at least 1"]),
     "above the range": ("adapter.dropout=1.0", ["adapter.dropout is 1.0", "0 and 0.999"]),
     "not a number": ("adapter.alpha=nan", ["adapter.alpha is nan", "at least"]),
+    "folder of Hydra": (
+        "hydra.run.dir=x adapter.rank=2",
+        ["hydra.run.dir has no use here", "output_dir, name and run_id"],
+    ),
     "no key": ("rank", ["'rank' is not an override", "key=value"]),
     "open bracket": ("optimizer.betas=[0.9", ["'optimizer.betas=[0.9' is not an override"]),
     "steps and epochs": (

@@ -214,12 +214,14 @@ def _is_ddp(trainer: Mapping[str, Any]) -> bool:
 def _some_get_no_gradient(config: RunConfig, survey: Survey) -> bool:
     """Tell whether processes must not wait for the gradient of every weight.
 
-    A part that is frozen later gets none from then on; so do the layers of a text encoder that
-    lie behind the one that is read.
+    A part that is frozen later gets none from then on, one whose rate is 0 never any; nor do the
+    layers of a text encoder that lie behind the one that is read.
     """
     clip_skip = config.model.clip_skip or family_spec(config.model.family.name).clip_skip
     return any(
-        part.freeze_after_steps is not None or (name != "unet" and clip_skip > 1)
+        part.freeze_after_steps is not None
+        or part.learning_rate == 0
+        or (name != "unet" and clip_skip > 1)
         for name, part in survey.parts.items()
     )
 

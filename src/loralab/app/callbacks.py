@@ -62,6 +62,9 @@ def adapter_care(config: RunConfig, survey: Survey) -> list[L.Callback]:
         limit = config.adapter.weight_norm
         care.append(WeightNormLimit(limit.type.name, limit.max))
     steps = {name: p.freeze_after_steps for name, p in survey.parts.items() if p.freeze_after_steps}
+    idle = [name for name, part in survey.parts.items() if part.learning_rate == 0]
+    if len(idle) < len(survey.parts):  # else nothing could be computed backward
+        steps |= dict.fromkeys(idle, 0)  # their gradients would count when others are clipped
     if steps:
         care.append(Freezing(steps))
     return care

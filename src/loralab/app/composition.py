@@ -34,7 +34,13 @@ from loralab.errors import Collector, ConfigError, Problem
 
 COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 REQUIRED = "required"
-_PRESETS = ("experiment", "sweep", "debug")  # groups that a run does without
+_PLUGINS = {  # of Hydra -> the extra that brings them
+    "hydra/sweeper/optuna": "search",
+    "hydra/launcher/joblib": "cluster",
+    "hydra/launcher/submitit_local": "cluster",
+    "hydra/launcher/submitit_slurm": "cluster",
+}
+_PRESETS = ("experiment", "sweep", "hparams_search", "debug")  # groups that a run does without
 
 
 def compose_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> RunConfig:
@@ -180,6 +186,13 @@ def _single_overrides(arguments: Sequence[str], problems: list[Problem]) -> list
             problems.append(_not_an_override(argument))
             continue
         key = override.get_key_element()
+        if not key:
+            problems.append(_not_an_override(argument))
+            continue
+        if override.is_sweep_override() and not _is_sweep(arguments):
+            text = f"{argument} gives several values, which takes -m; a list is written [a,b]."
+            problems.append(Problem(key, text))
+            continue
         texts = (
             [f"{key}={value}" for value in override.sweep_string_iterator()]
             if override.is_sweep_override()
@@ -190,7 +203,16 @@ def _single_overrides(arguments: Sequence[str], problems: list[Problem]) -> list
     return groups + values
 
 
+def _is_sweep(arguments: Sequence[str]) -> bool:
+    """Tell whether the command line starts several runs."""
+    starts = ("-m", "--multirun", "sweep=", "hparams_search=", "hydra.mode=")
+    return any(argument.startswith(starts) for argument in arguments)
+
+
 def _reword(error: BaseException, override: str) -> Problem:
+    if isinstance(error, UnicodeDecodeError):
+        subject = override or "conf"
+        return Problem(subject, f"{subject}: the file is not UTF-8 text; save it as UTF-8.")
     if isinstance(error, MissingConfigException):
         return _missing_option(error, override)
     if isinstance(error, OverrideParseException):
@@ -277,6 +299,9 @@ def _missing_option(error: MissingConfigException, override: str) -> Problem:
     group = group.strip("/")
     folder = conf_dir() / group
     options = [file.stem for file in folder.glob("*.yaml")] if group and folder.is_dir() else []
+    extra = _PLUGINS.get(f"{group}/{option}")
+    if extra is not None:
+        return Problem(group, f"{group}={option} is not installed: pip install 'loralab[{extra}]'.")
     if not options:
         return Problem(option, f"{group or option} is not a group of options.")
     return Problem(
@@ -291,6 +316,9 @@ def _wrong_value(key: str, value: object) -> Problem:
 
 
 def _unknown_key(key: str) -> Problem:
+    if key.split(".")[0] in _PRESETS:
+        text = f"{key} is not an option; a file of that group begins with # @package _global_."
+        return Problem(key, text)
     parent, _, name = key.rpartition(".")
     recipe = parent.split(".")[0]
     if recipe in ("optimizer", "trainer", "callbacks"):

@@ -102,12 +102,12 @@ def _end_sweep() -> None:
     """List the jobs that failed and end, if this was a sweep with such jobs."""
     lines = Path(os.environ[_JOBS]).read_text(encoding="utf-8").splitlines()
     jobs: list[tuple[str, int]] = [tuple(json.loads(line)) for line in lines]
-    failed = {settings: code for settings, code in jobs if code}
+    failed = [(settings, code) for settings, code in jobs if code]
     if failed:
         print(f"\n{len(failed)} of {len(jobs)} jobs failed; their reasons stand above:")
-        for settings in failed:
+        for settings, _ in failed:
             print(f"  - {settings}")
-        sys.exit(min(failed.values()))
+        sys.exit(min(code for _, code in failed))
 
 
 def _foreign_folders(arguments: Sequence[str]) -> tuple[Problem, ...]:

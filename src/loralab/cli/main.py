@@ -11,6 +11,7 @@ from loralab.app.exits import exit_codes
 from loralab.app.logs import quiet_libraries
 from loralab.cli import cache, settings
 from loralab.cli.check import check
+from loralab.cli.compare import compare
 from loralab.cli.convert import convert
 from loralab.cli.describe import describe
 from loralab.cli.evaluate_demo import evaluate_demo
@@ -34,7 +35,7 @@ app = typer.Typer(
 app.callback()(quiet_libraries)  # before any command imports them
 app.command("evaluate-demo")(evaluate_demo)
 app.command("lr-find")(lr_find)
-TRAINING = (check, describe, queue, replay)
+TRAINING = (check, compare, describe, queue, replay)
 FILES = (export, sample, inspect, convert, merge, extract, resize)
 for command in (*TRAINING, *FILES):
     app.command()(command)
