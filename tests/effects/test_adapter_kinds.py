@@ -382,3 +382,18 @@ def test_magnitudes_of_dora_can_be_spared_the_decay(tiny: Tiny) -> None:
         "unet": 0.01, "unet_no_decay": 0.0, "text_encoder": 0.01, "text_encoder_no_decay": 0.0,
     }  # fmt: skip
     assert group_decays(tiny, "adapter=dora") == {"unet": 0.01, "text_encoder": 0.01}
+
+
+@effect("adapter.rank")
+@pytest.mark.parametrize(
+    ("kind", "rank", "blocks"), [("oft", 3, 2), ("boft", 3, 2), ("boft", 8, 8)]
+)
+def test_the_plan_tells_the_blocks_that_a_rotation_really_has(
+    tiny: Tiny, kind: str, rank: int, blocks: int
+) -> None:
+    options = (f"adapter.kind={kind}", f"adapter.rank={rank}", UNET_ONLY, "export.layouts=[kohya]")
+    (plan,) = tiny.survey(*options).parts.values()
+    assert f"blocks of {blocks} for rank {rank}," in plan.describe()
+    live = tiny.build(*options).job.module.adapted["unet"]
+    found = {p.shape[-1] for name, p in live.named_parameters() if "oft_blocks" in name}
+    assert found == {blocks}

@@ -67,6 +67,19 @@ def layer_sizes(
     }
 
 
+def block_sizes(
+    module: nn.Module, spec: AdapterSpec, plans: Mapping[str, LayerPlan]
+) -> tuple[int, ...]:
+    """Return the sizes of the planned layers' rotations, ascending; empty of kinds without."""
+    kind = kind_of(spec)
+    sizes = {
+        kind.block_size(layer, spec, plans[name].rank)
+        for name, layer in adaptable_modules(module)
+        if name in plans
+    }
+    return tuple(sorted(size for size in sizes if size is not None))
+
+
 def inject(module: nn.Module, spec: AdapterSpec, *, part: str) -> InjectionReport:
     """Freeze a module and add a float32 adapter that changes nothing yet.
 
