@@ -296,8 +296,9 @@ def test_a_run_can_begin_where_a_file_ended(tiny: Tiny, tmp_path: Path) -> None:
 def test_what_differs_from_the_file_is_refused_with_both_values(tiny: Tiny, tmp_path: Path) -> None:
     file = tiny.run("adapter.alpha=1.5").folder / "adapters" / "tiny.safetensors"
     start = f"adapter.init_from={file}"
-    with pytest.raises(ConfigError, match=r"has rank 2 for unet.*but the run 5"):
+    with pytest.raises(ConfigError, match=r"has rank 2 for unet.*31 others.*but the run 5") as told:
         tiny.survey(start, "adapter.rank=5")
+    assert len(told.value.problems) == 2, "one sentence a part, not one a module"
     with pytest.raises(ConfigError, match=r"has alpha 1\.5 for .*but the run 2"):
         tiny.survey(start)
     with pytest.raises(ConfigError, match=r"adapts text_encoder.*which this run does not"):

@@ -73,28 +73,33 @@ def plan_problems(
         source: The file's name, for the messages.
     """
     texts = []
-    for part in plans.keys() | fitted.keys():
+    different: dict[tuple[str, str, object, object], list[str]] = {}
+    for part in sorted(plans.keys() | fitted.keys()):
         planned, found = plans.get(part, {}), fitted.get(part, {})
         for path in planned.keys() - found.keys():
             texts.append(f"{source} has nothing for {part}.{path}, which this run adapts")
         for path in found.keys() - planned.keys():
             texts.append(f"{source} adapts {part}.{path}, which this run does not")
-        for path in planned.keys() & found.keys():
-            plan, stored = planned[path], found[path]
-            differences = [
-                (word, one, other)
-                for word, one, other in (
-                    ("kind", _kind(stored), ALGORITHM_OF_KIND.get(kind, kind)),
-                    ("rank", stored.rank, plan.rank if stored.rank else None),
-                    ("alpha", *_alphas(stored, plan)),
-                )
-                if one != other
-            ]
-            if differences:
-                word, one, other = differences[0]
-                texts.append(f"{source} has {word} {one} for {part}.{path}, but the run {other}")
+        for path in sorted(planned.keys() & found.keys()):
+            if (difference := _difference(found[path], planned[path], kind)) is not None:
+                different.setdefault((part, *difference), []).append(path)
+    for (part, word, one, other), paths in different.items():
+        more = f" and {len(paths) - 1} others of {part}" if len(paths) > 1 else ""
+        texts.append(f"{source} has {word} {one} for {part}.{paths[0]}{more}, but the run {other}")
     advice = "change the adapter's settings, or set adapter.rank_from_file=true for rank and alpha"
     return [Problem("adapter.init_from", f"{text}; {advice}.") for text in sorted(texts)]
+
+
+def _difference(
+    stored: ModuleWeights, plan: LayerPlan, kind: str
+) -> tuple[str, object, object] | None:
+    """Return (word, the file's value, the run's) of the first setting that differs."""
+    settings = (
+        ("kind", _kind(stored), ALGORITHM_OF_KIND.get(kind, kind)),
+        ("rank", stored.rank, plan.rank if stored.rank else None),
+        ("alpha", *_alphas(stored, plan)),
+    )
+    return next(((word, one, other) for word, one, other in settings if one != other), None)
 
 
 def load_weights(fitted: Fitted, parts: Mapping[str, nn.Module], *, source: str) -> None:
