@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from loralab.adapters.inject import inject
@@ -162,3 +163,20 @@ def _peak(*arguments: object) -> int:
             time.sleep(0.005)
     assert process.returncode == 0
     return peak
+
+
+ON_A_BASE = {
+    "dora": {"lora_down.weight": (2, 6), "lora_up.weight": (8, 2), "dora_scale": (8, 1)},
+    "oft": {"oft_blocks": (2, 4, 4)},
+    "boft": {"oft_blocks": (2, 2, 4, 4)},
+    "loha": {"hada_w1_a": (8, 2), "hada_w1_b": (2, 6), "hada_w2_a": (8, 2), "hada_w2_b": (2, 6)},
+}
+
+
+@pytest.mark.parametrize("kind", ON_A_BASE)
+def test_the_update_of_a_file_is_formed_where_the_base_is(kind: str) -> None:
+    """torch's own stand-ins for tensors on a GPU: no numbers, but every rule about devices."""
+    with FakeTensorMode():
+        tensors = {name: torch.empty(shape) for name, shape in ON_A_BASE[kind].items()}
+        base = torch.empty(8, 6, device="cuda")
+        assert ModuleWeights(tensors, 1.0).delta(base).device == base.device

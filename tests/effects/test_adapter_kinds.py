@@ -296,8 +296,9 @@ def test_a_run_can_begin_where_a_file_ended(tiny: Tiny, tmp_path: Path) -> None:
 def test_what_differs_from_the_file_is_refused_with_both_values(tiny: Tiny, tmp_path: Path) -> None:
     file = tiny.run("adapter.alpha=1.5").folder / "adapters" / "tiny.safetensors"
     start = f"adapter.init_from={file}"
-    with pytest.raises(ConfigError, match=r"has rank 2 for unet.*but the run 5"):
+    with pytest.raises(ConfigError, match=r"has rank 2 for .* more, but the run 5") as told:
         tiny.survey(start, "adapter.rank=5")
+    assert len(told.value.problems) == 1, "one sentence, not one a module"
     with pytest.raises(ConfigError, match=r"has alpha 1\.5 for .*but the run 2"):
         tiny.survey(start)
     with pytest.raises(ConfigError, match=r"adapts text_encoder.*which this run does not"):
@@ -403,3 +404,18 @@ def test_magnitudes_of_dora_can_be_spared_the_decay(tiny: Tiny) -> None:
         "unet": 0.01, "unet_no_decay": 0.0, "text_encoder": 0.01, "text_encoder_no_decay": 0.0,
     }  # fmt: skip
     assert group_decays(tiny, "adapter=dora") == {"unet": 0.01, "text_encoder": 0.01}
+
+
+@effect("adapter.rank")
+@pytest.mark.parametrize(
+    ("kind", "rank", "blocks"), [("oft", 3, 2), ("boft", 3, 2), ("boft", 8, 8)]
+)
+def test_the_plan_tells_the_blocks_that_a_rotation_really_has(
+    tiny: Tiny, kind: str, rank: int, blocks: int
+) -> None:
+    options = (f"adapter.kind={kind}", f"adapter.rank={rank}", UNET_ONLY, "export.layouts=[kohya]")
+    (plan,) = tiny.survey(*options).parts.values()
+    assert f"blocks of {blocks} for rank {rank}," in plan.describe()
+    live = tiny.build(*options).job.module.adapted["unet"]
+    found = {p.shape[-1] for name, p in live.named_parameters() if "oft_blocks" in name}
+    assert found == {blocks}

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from loralab.app.data_metadata import data_fields
 from loralab.errors import AdapterError, ConfigError
 from tests.effects.registry import effect
 from tests.effects.runs import Tiny
@@ -195,6 +196,13 @@ def test_bucket_info_gives_the_mean_error_of_the_ratios(tiny: Tiny) -> None:
               for width, height, bucket in sizes.values()]  # fmt: skip
     assert max(errors) > 0
     assert info["mean_img_ar_error"] == pytest.approx(sum(errors) / len(errors), rel=1e-12)
+
+
+def test_the_total_batch_counts_devices_and_accumulation(tiny: Tiny) -> None:
+    options = ("trainer.devices=2", "trainer.accumulate_grad_batches=3", "data.batch_size=2")
+    fields = data_fields(tiny.config(*options), tiny.survey(*options))
+    assert fields["ss_total_batch_size"] == 2 * 3 * 2
+    assert fields["ss_batch_size_per_device"] == 2
 
 
 @effect("export.modelspec.thumbnail")

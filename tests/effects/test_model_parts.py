@@ -9,7 +9,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 
-from loralab.errors import ConfigError, DataError
+from loralab.errors import ConfigError, DataError, UserError
 from tests.effects.registry import effect
 from tests.effects.runs import Tiny, changed
 from tests.models.conformance.ldm import single_file
@@ -81,6 +81,11 @@ def test_another_vae_makes_other_latents_and_another_cache(tiny: Tiny, tmp_path:
 def test_a_missing_vae_is_refused(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match=r"model\.vae_path is nowhere, which does not exist"):
         tiny.survey("model.vae_path=nowhere")
+    unet = tiny.base / "unet" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(
+        UserError, match=r"has no vae; model\.vae_path must be a folder or file with"
+    ):
+        tiny.survey(f"model.vae_path={unet}")
 
 
 @effect("model.vae_dtype")
@@ -97,11 +102,19 @@ def test_the_vae_is_stored_in_its_own_dtype(tiny: Tiny) -> None:
 
 
 @effect("model.vae_dtype")
-def test_latents_that_are_not_finite_stop_with_the_images_name(tiny: Tiny) -> None:
-    built = tiny.build("data.latent_cache.enabled=false", "trainer.max_steps=1")
+@pytest.mark.parametrize(
+    ("word", "advice"), [("fp32", "check the VAE's weights"), ("bf16", "set model.vae_dtype=fp32")]
+)
+def test_latents_that_are_not_finite_stop_with_the_images_name(
+    tiny: Tiny, word: str, advice: str
+) -> None:
+    built = tiny.build(
+        "data.latent_cache.enabled=false", "trainer.max_steps=1", f"model.vae_dtype={word}"
+    )
     with torch.no_grad():
         built.job.module.codec().vae.quant_conv.weight.fill_(float("nan"))
-    with pytest.raises(DataError, match=r"image_\d+\.png is encoded to values that are not finite"):
+    said = rf"image_\d+\.png is encoded to values that are not finite; take it out, or {advice}"
+    with pytest.raises(DataError, match=said):
         built.fit()
 
 

@@ -68,6 +68,19 @@ def layer_sizes(
     }
 
 
+def block_sizes(
+    module: nn.Module, spec: AdapterSpec, plans: Mapping[str, LayerPlan]
+) -> tuple[int, ...]:
+    """Return the sizes of the planned layers' rotations, ascending; empty of kinds without."""
+    kind = kind_of(spec)
+    sizes = {
+        kind.block_size(layer, spec, plans[name].rank)
+        for name, layer in adaptable_modules(module)
+        if name in plans
+    }
+    return tuple(sorted(size for size in sizes if size is not None))
+
+
 def parameter_shapes(
     module: nn.Module, spec: AdapterSpec, plans: Mapping[str, LayerPlan]
 ) -> dict[str, list[tuple[str, tuple[int, ...]]]]:

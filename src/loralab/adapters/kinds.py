@@ -43,12 +43,14 @@ class AdapterKind:
         num_parameters: (base layer, spec, rank) -> parameters the adapter adds to it.
         initialize: Sets an injected layer's float32 parameters to the identity, drawing on the
             CPU from torch's global generator.
+        block_size: (base layer, spec, rank) -> side of its rotations; None of kinds without.
         in_diffusers: Whether the kind can be written in the diffusers / PEFT naming.
     """
 
     attach: Callable[[nn.Module, AdapterSpec, Plans], None]
     num_parameters: Callable[[nn.Module, AdapterSpec, int], int]
     initialize: Callable[[BaseTunerLayer], None]
+    block_size: Callable[[nn.Module, AdapterSpec, int], int | None] = lambda *_: None
     in_diffusers: bool = True
 
 
@@ -213,6 +215,7 @@ def _lycoris(name: str) -> AdapterKind:
         lambda module, spec, plans: lycoris_kinds.attach(module, name, spec, plans),
         lambda layer, spec, rank: lycoris_kinds.num_parameters(layer, name, spec, rank),
         _keep,
+        lambda layer, spec, rank: lycoris_kinds.block_size(layer, name, spec, rank),
         in_diffusers=False,
     )
 

@@ -109,9 +109,22 @@ def attach(module: nn.Module, kind: str, spec: AdapterSpec, plans: Mapping[str, 
 
 def num_parameters(layer: nn.Module, kind: str, spec: AdapterSpec, rank: int) -> int:
     """Return the size of an adapter, made on the meta device."""
-    with torch.device("meta"):
-        adapter = _make(_skeleton(layer), kind, spec, rank, float(rank), "a layer")
+    adapter = _on_meta(layer, kind, spec, rank)
     return sum(parameter.numel() for parameter in adapter.parameters())
+
+
+def block_size(layer: nn.Module, kind: str, spec: AdapterSpec, rank: int) -> int | None:
+    """Return the size of the blocks that OFT and BOFT cut a layer into; None of other kinds.
+
+    It may be another than the rank, which LyCORIS takes as a wish: 768 rows have no BOFT of 10.
+    """
+    blocks: Tensor | None = getattr(_on_meta(layer, kind, spec, rank), "oft_blocks", None)
+    return None if blocks is None else int(blocks.shape[-1])
+
+
+def _on_meta(layer: nn.Module, kind: str, spec: AdapterSpec, rank: int) -> nn.Module:
+    with torch.device("meta"):
+        return _make(_skeleton(layer), kind, spec, rank, float(rank), "a layer")
 
 
 def _skeleton(layer: nn.Module) -> nn.Module:

@@ -122,7 +122,8 @@ class ModuleWeights:
         """Return the update of the base's weight.
 
         Args:
-            base: The weight it is added to; needed by DoRA, OFT and BOFT.
+            base: The weight it is added to; needed by DoRA, OFT and BOFT. The update is formed on
+                its device.
             shape: Of the result when the base is not given; else as the factors give it.
             dtype: Of the computation and the result.
 
@@ -134,7 +135,8 @@ class ModuleWeights:
             kind = "dora" if DORA in self.tensors else self.algorithm
             text = f"the update of {kind} depends on the base model; merge it into a base instead"
             raise AdapterError(Problem("base", text))
-        tensors = {name: tensor.detach().to(dtype) for name, tensor in self.tensors.items()}
+        place = None if base is None else base.device  # a file's tensors are on the CPU
+        tensors = {name: t.detach().to(place, dtype) for name, t in self.tensors.items()}
         weight = None if base is None else base.detach().to(dtype)
         shape = shape if weight is None else weight.shape
         try:

@@ -15,7 +15,7 @@ from torch import nn
 from loralab.adapters.blocks import Blocks, block_rates
 from loralab.adapters.export import parse_adapter
 from loralab.adapters.fit import Fitted, load_weights, plan_problems
-from loralab.adapters.inject import inject, layer_sizes, parameter_shapes
+from loralab.adapters.inject import block_sizes, inject, layer_sizes, parameter_shapes
 from loralab.adapters.plan import LayerPlan, plan_layers
 from loralab.adapters.spec import AdapterSpec, Overrides
 from loralab.adapters.targets import match_targets
@@ -47,6 +47,7 @@ class PartPlan:
         weight_decay: Of this part; None leaves it to the optimizer.
         decays_vectors: Weight decay holds for vectors too.
         shapes: Name and shape of every parameter by module.
+        block_sizes: Of the rotations of OFT and BOFT, which need not be the rank.
     """
 
     spec: AdapterSpec
@@ -59,6 +60,7 @@ class PartPlan:
     weight_decay: float | None = None
     decays_vectors: bool = True
     shapes: Mapping[str, Sequence[tuple[str, tuple[int, ...]]]] = field(default_factory=dict)
+    block_sizes: tuple[int, ...] = ()
 
     @property
     def rate_rules(self) -> RateRules:
@@ -75,10 +77,13 @@ class PartPlan:
         """Return modules, parameters, ranks and rates in one line."""
         pairs = Counter((plan.rank, plan.alpha) for plan in self.layers.values())
         (rank, alpha), _ = pairs.most_common(1)[0]
+        size = f"rank {rank}, alpha {alpha:g}"
+        if self.block_sizes:
+            size = f"blocks of {' or '.join(map(str, self.block_sizes))} for rank {rank}"
         others = f" ({len(pairs) - 1} other pairs)" if len(pairs) > 1 else ""
         text = (
             f"{self.spec.kind}, {self.num_parameters:,} trainable parameters in "
-            f"{self.num_modules} layers, rank {rank}, alpha {alpha:g}{others}, "
+            f"{self.num_modules} layers, {size}{others}, "
             f"rate {self.learning_rate:g}"
         )
         scales = sorted({plan.lr_scale for plan in self.layers.values()})
@@ -227,6 +232,7 @@ def _part_plan(
         part.weight_decay,
         adapter.decay_vectors,
         parameter_shapes(network, spec, layers),
+        block_sizes(network, spec, layers),
     )
 
 

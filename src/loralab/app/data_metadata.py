@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loralab.app.images import count_shown
+from loralab.app.toy_builds import num_devices
 from loralab.config.choices import AugmentationKind
 from loralab.config.records import RunConfig
 from loralab.config.source_records import given_sources
@@ -46,7 +47,7 @@ def data_fields(config: RunConfig, survey: Survey) -> dict[str, Any]:
         "ss_validate_every_n_steps": validation.every_n_steps,
         "ss_num_batches_per_epoch": survey.steps_per_epoch * accumulation,
         "ss_batch_size_per_device": data.batch_size,
-        "ss_total_batch_size": data.batch_size * accumulation,
+        "ss_total_batch_size": data.batch_size * accumulation * num_devices(config),
         "ss_resolution": (data.resolution, data.resolution),
         "ss_resize_interpolation": data.resize_filter.name,
         "ss_cache_latents": data.latent_cache.enabled,

@@ -83,7 +83,9 @@ class AdapterRecord:
     """The adapter: small matrices beside the frozen layers."""
 
     kind: AdapterKind = option(AdapterKind.lora, "Kind of adapter.")
-    rank: int = option(4, "Rank of a layer's matrices; size of a block of oft and boft.", low=1)
+    rank: int = option(
+        4, "Rank of a layer's matrices; size to aim at for the blocks of oft and boft.", low=1
+    )
     alpha: float = option(
         4.0, "The adapter's output is scaled by alpha / rank; oft and boft have no scale.", low=1e-6
     )

@@ -134,6 +134,8 @@ class CheckpointFile(PartSource):
             advice = (
                 "name one with model.vae_path" if part == "vae" else "give a complete checkpoint"
             )
+            if self.key != "model.path":
+                advice = f"{self.key} must be a folder or file with one"
             self.report(f"{self.path} has no {part}; {advice}.")
 
     def check_tokenizer(self, layout: TextLayout, vocab_size: int | None) -> None:

@@ -242,10 +242,9 @@ class LoRATrainingModule(L.LightningModule):
         for number, own in enumerate(moments):
             if not own.isfinite().all():
                 name = (batch.get("names") or batch["keys"])[number]
-                text = (
-                    f"{name} is encoded to values that are not finite; take it out, or set "
-                    "model.vae_dtype=fp32."
-                )
+                is_exact = self.codec().vae.dtype is torch.float32
+                advice = "check the VAE's weights" if is_exact else "set model.vae_dtype=fp32"
+                text = f"{name} is encoded to values that are not finite; take it out, or {advice}."
                 raise DataError(Problem(name, text))
         return moments
 
