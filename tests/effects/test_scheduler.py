@@ -58,6 +58,14 @@ def test_warm_up_rises_from_zero_in_a_straight_line(tiny: Tiny, given: str) -> N
     assert multiples(tiny, f"scheduler.{given}") == pytest.approx([0, 0.5, 1, 1])
 
 
+@effect("scheduler.warmup_fraction")
+def test_a_fraction_of_the_steps_is_rounded_down_and_is_one_at_least(tiny: Tiny) -> None:
+    # sd-scripts: int(0.7 * 4) is 2, where rounding would give 3.
+    assert tiny.survey(FOUR, "scheduler.warmup_fraction=0.7").warmup_steps == 2
+    with pytest.raises(ConfigError, match=r"warmup_fraction is 0\.2, which is less than one of"):
+        tiny.survey(FOUR, "scheduler.warmup_fraction=0.2")
+
+
 @effect("scheduler.warmup_start_factor")
 def test_warm_up_starts_at_its_factor(tiny: Tiny) -> None:
     given = ("scheduler.warmup_steps=2", "scheduler.warmup_start_factor=0.4")
