@@ -27,7 +27,8 @@ class Rates(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any
     ) -> None:
-        self.seen.append(optimizer.param_groups[0]["lr"])
+        (unet,) = (group for group in optimizer.param_groups if group["name"] == "unet")
+        self.seen.append(unet["lr"])
 
 
 def multiples(tiny: Tiny, *overrides: str) -> list[float]:
