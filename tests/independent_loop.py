@@ -73,13 +73,14 @@ def train(base: Path, batches: Path, start: Path, recipe: Recipe) -> Trace:
     text: Any = CLIPTextModel.from_pretrained(base / "text_encoder").float().train()
     unet.requires_grad_(False)
     text.requires_grad_(False)
-    layers = attach({"lora_unet": unet, "lora_te_text_model": text}, load_file(start))
+    # Text encoder first, as `LoRANetwork` holds them and clips them.
+    layers = attach({"lora_te_text_model": text, "lora_unet": unet}, load_file(start))
     parameters = [weight for layer in layers.values() for weight in (layer.down, layer.up)]
     groups: list[dict[str, Any]] = [
         {"params": [w for n, y in layers.items() if n.startswith(part) for w in (y.down, y.up)]}
-        for part in ("lora_unet", "lora_te")
+        for part in ("lora_te", "lora_unet")
     ]
-    groups[1]["lr"] = recipe.text_rate or recipe.rate
+    groups[0]["lr"] = recipe.text_rate or recipe.rate
     # What sd-scripts trains on, whatever the folder's own scheduler says.
     schedule = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
@@ -104,8 +105,8 @@ def train(base: Path, batches: Path, start: Path, recipe: Recipe) -> Trace:
             waiting = 0
             norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
             trace.norms.append(float(norm))
-            trace.rates.append(rates.get_last_lr()[0])
-            trace.text_rates.append(rates.get_last_lr()[1])
+            trace.rates.append(rates.get_last_lr()[1])
+            trace.text_rates.append(rates.get_last_lr()[0])
             optimizer.step()
             rates.step()
             optimizer.zero_grad()

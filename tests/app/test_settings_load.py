@@ -154,6 +154,27 @@ def test_typos_of_a_toml_are_told_with_the_nearest_name() -> None:
     assert "is the text '1e-4'" in found["learning_rate"]
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        # sd-scripts (get_huber_threshold_if_needed) multiplies the constant threshold by the scale
+        # and does not look at the scale with snr; other losses have no threshold.
+        ('loss_type = "huber"\nhuber_schedule = "constant"', 0.4),
+        ('loss_type = "smooth_l1"\nhuber_schedule = "snr"', 0.2),
+        ('loss_type = "l2"\nhuber_schedule = "constant"', None),
+    ],
+)
+def test_the_huber_threshold_is_the_one_that_was_trained_with(
+    tmp_path: Path, given: str, expected: float | None
+) -> None:
+    path = tmp_path / "huber.toml"
+    least = 'pretrained_model_name_or_path = "b"\ntrain_data_dir = "i"\n'
+    path.write_text(f"{least}{given}\nhuber_c = 0.2\nhuber_scale = 2.0\n", encoding="utf-8")
+    mapped = load_settings(path).mapped
+    assert mapped.get("objective.huber_c", (None,))[0] == expected
+    assert ("objective.huber_schedule" in mapped) == (expected is not None)
+
+
 def test_a_misspelt_value_is_not_taken_over(world: SettingsWorld) -> None:
     _, config = world.load(world.file("training_typos.toml"))
     assert config.objective.loss is Loss.l2

@@ -59,7 +59,8 @@ def test_a_third_value_is_refused_with_all_other_problems(
 ) -> None:
     # A row for the test: an option of more than two values, 0.1 by default.
     monkeypatch.setitem(SWITCHES[Compat.sd_scripts], "objective.huber_c", 0.2)
-    raw = put(put(plain, "compat.kind", "sd_scripts"), "objective.huber_c", 0.3)
+    chosen = put(put(plain, "compat.kind", "sd_scripts"), "objective.loss", "huber")
+    raw = put(chosen, "objective.huber_c", 0.3)
     with pytest.raises(ConfigError) as caught:
         parse_config(put(raw, "objective.min_timestep", 999) | {"name": "a/b"})
     found = {problem.key: problem.message for problem in caught.value.problems}

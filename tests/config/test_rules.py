@@ -204,6 +204,25 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
             ("input_perturbation_random", True, "input_perturbation"),
         )
     ),
+    *(
+        (
+            "_options_are_read",
+            {f"objective.{name}": value},
+            f"objective.{name}",
+            {f"objective.{name}": value, f"objective.{reader}": chosen},
+        )
+        for name, value, reader, chosen in (
+            ("huber_c", 0.2, "loss", "smooth_l1"),
+            ("huber_schedule", "constant", "loss", "huber"),
+            ("min_snr_gamma", 3.0, "weighting", "soft_min_snr"),
+            ("p2_gamma", 0.5, "weighting", "p2"),
+            ("v_like_scale", 0.5, "weighting", "v_like"),
+            ("logit_normal_mean", 0.5, "timestep_sampling", "logit_normal"),
+            ("logit_normal_std", 0.5, "timestep_sampling", "logit_normal"),
+            ("preservation_weight", 0.5, "preservation", "output"),
+            ("multires_discount", 0.5, "multires_iterations", 4),
+        )
+    ),
     (
         "_one_warmup",
         {"scheduler.warmup_steps": 5, "scheduler.warmup_fraction": 0.1},

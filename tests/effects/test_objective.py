@@ -35,7 +35,7 @@ def test_the_loss_of_an_error_of_3_is_that_of_its_kind(
 ) -> None:
     # cosh(3) is 10.067662. A Huber loss with c = 4 knows the triangle 3, 4, 5: 2 * 4 * (5 - 4).
     fixed = ("objective.huber_c=4", "objective.huber_schedule=constant")
-    found = cost(tiny, f"objective.loss={loss}", *fixed)
+    found = cost(tiny, f"objective.loss={loss}", *(fixed if loss == "huber" else ()))
     torch.testing.assert_close(found, torch.full((4,), expected))
 
 

@@ -27,7 +27,8 @@ class Rates(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any
     ) -> None:
-        self.seen.append(optimizer.param_groups[0]["lr"])
+        (unet,) = (group for group in optimizer.param_groups if group["name"] == "unet")
+        self.seen.append(unet["lr"])
 
 
 def multiples(tiny: Tiny, *overrides: str) -> list[float]:
@@ -56,6 +57,14 @@ def test_rates_follow_the_curve(tiny: Tiny, kind: str, expected: list[float]) ->
 @pytest.mark.parametrize("given", ["warmup_steps=2", "warmup_fraction=0.5"])
 def test_warm_up_rises_from_zero_in_a_straight_line(tiny: Tiny, given: str) -> None:
     assert multiples(tiny, f"scheduler.{given}") == pytest.approx([0, 0.5, 1, 1])
+
+
+@effect("scheduler.warmup_fraction")
+def test_a_fraction_of_the_steps_is_rounded_down_and_is_one_at_least(tiny: Tiny) -> None:
+    # sd-scripts: int(0.7 * 4) is 2, where rounding would give 3.
+    assert tiny.survey(FOUR, "scheduler.warmup_fraction=0.7").warmup_steps == 2
+    with pytest.raises(ConfigError, match=r"warmup_fraction is 0\.2, which is less than one of"):
+        tiny.survey(FOUR, "scheduler.warmup_fraction=0.2")
 
 
 @effect("scheduler.warmup_start_factor")

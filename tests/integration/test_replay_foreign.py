@@ -121,6 +121,7 @@ def assert_equal(ours: tuple[list[dict[str, Any]], dict[str, Tensor]], theirs: T
     assert [line["loss"] for line in lines] == pytest.approx(theirs.losses, rel=1e-6)
     assert [line["gradient_norm"] for line in steps] == pytest.approx(theirs.norms, rel=1e-6)
     rates = [line["learning_rates"] for line in steps]
+    assert list(rates[0]) == ["text_encoder", "unet"]  # the order in which sd-scripts clips
     assert [rate["unet"] for rate in rates] == pytest.approx(theirs.rates, rel=1e-12)
     assert [rate["text_encoder"] for rate in rates] == pytest.approx(theirs.text_rates, rel=1e-12)
     assert adapter.keys() == theirs.adapter.keys()

@@ -27,9 +27,9 @@ def no_losses(step: int) -> Sequence[float]:
 
 
 def count_warmup_steps(config: RunConfig, total_steps: int) -> int:
-    """Return the optimizer steps of warm-up."""
+    """Return the optimizer steps of warm-up; a fraction is rounded down, as in sd-scripts."""
     scheduler = config.scheduler
-    return scheduler.warmup_steps or round(scheduler.warmup_fraction * total_steps)
+    return scheduler.warmup_steps or int(scheduler.warmup_fraction * total_steps)
 
 
 def schedule_problems(
@@ -43,6 +43,15 @@ def schedule_problems(
                 "scheduler.warmup_steps",
                 f"scheduler.warmup_steps is {warmup_steps}; it must be below the {total_steps} "
                 "steps of the run.",
+            )
+        )
+    if config.scheduler.warmup_fraction and not warmup_steps:
+        problems.append(
+            Problem(
+                "scheduler.warmup_fraction",
+                f"scheduler.warmup_fraction is {config.scheduler.warmup_fraction:g}, which is less "
+                f"than one of the {total_steps} steps of the run; set scheduler.warmup_steps, or "
+                "scheduler.warmup_fraction=0.",
             )
         )
     length = _unit_length(config, steps_per_epoch)

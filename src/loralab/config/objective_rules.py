@@ -6,7 +6,20 @@ from collections.abc import Callable, Iterator
 
 from loralab.config.choices import Masks, Preservation, TimestepSpread, Weighting
 from loralab.config.records import RunConfig
+from loralab.config.training_records import ObjectiveRecord
 from loralab.errors import Problem
+
+# Option -> the one that decides whether it is read, and the choices that read it.
+READERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "huber_c": ("loss", ("huber", "smooth_l1")),
+    "huber_schedule": ("loss", ("huber", "smooth_l1")),
+    "min_snr_gamma": ("weighting", ("min_snr", "soft_min_snr")),
+    "p2_gamma": ("weighting", ("p2",)),
+    "v_like_scale": ("weighting", ("v_like",)),
+    "logit_normal_mean": ("timestep_sampling", ("logit_normal",)),
+    "logit_normal_std": ("timestep_sampling", ("logit_normal",)),
+    "preservation_weight": ("preservation", ("output", "outside_mask")),
+}
 
 
 def prediction_problems(config: RunConfig, prediction_type: str) -> Iterator[Problem]:
@@ -64,6 +77,28 @@ def _timesteps_have_a_window(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def _options_are_read(config: RunConfig) -> Iterator[Problem]:
+    """Refuse what was set for another loss, weighting, density or preservation than the chosen."""
+    objective, neutral = config.objective, ObjectiveRecord()
+    for name, (decider, readers) in READERS.items():
+        value, chosen = getattr(objective, name), getattr(objective, decider).name
+        if chosen not in readers and value != getattr(neutral, name):
+            key, found = f"objective.{name}", getattr(value, "name", value)
+            yield Problem(
+                key,
+                f"{key} is {found}, which objective.{decider} {chosen} does not read; leave it "
+                f"out, or set objective.{decider}={' or '.join(readers)}.",
+            )
+    if not objective.multires_iterations and (
+        objective.multires_discount != neutral.multires_discount
+    ):
+        yield Problem(
+            "objective.multires_discount",
+            f"objective.multires_discount is {objective.multires_discount:g}, but "
+            "objective.multires_iterations is 0; set it above 0, or leave the discount out.",
+        )
+
+
 def _noise_options_have_an_effect(config: RunConfig) -> Iterator[Problem]:
     objective = config.objective
     for base, dependants in (
@@ -96,5 +131,6 @@ OBJECTIVE_RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _timesteps_are_a_range,
     _timesteps_have_a_window,
     _noise_options_have_an_effect,
+    _options_are_read,
     _preservation_has_an_outside,
 )

@@ -100,7 +100,10 @@ class SchedulerRecord:
     kind: Schedule = option(Schedule.constant, "Shape of the curve.")
     warmup_steps: int = option(0, "Steps of linear warm-up.", low=0)
     warmup_fraction: float = option(
-        0.0, "Warm-up as a fraction of all steps; give this or warmup_steps.", low=0.0, high=1.0
+        0.0,
+        "Warm-up as a fraction of all steps, rounded down; give this or warmup_steps.",
+        low=0.0,
+        high=1.0,
     )
     warmup_start_factor: float = option(
         0.0, "Rate of the first warm-up step as a multiple of the peak.", low=0.0, high=1.0

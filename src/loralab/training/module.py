@@ -136,10 +136,14 @@ class LoRATrainingModule(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """Return one parameter group per rate, all under one schedule."""
+        """Return one parameter group per rate, all under one schedule.
+
+        Text encoders come first, as in sd-scripts: the order in which squares are added decides
+        the last digit of the norm that gradients are clipped by.
+        """
         groups = [
             group
-            for name, part in self.adapted.items()
+            for name, part in sorted(self.adapted.items(), key=lambda item: item[0] == "unet")
             for group in parameter_groups(
                 name, part, self.learning_rates[name], self.rate_rules.get(name, RateRules())
             )

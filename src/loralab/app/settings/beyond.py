@@ -22,7 +22,6 @@ SAME = {
     "min_timestep": "objective.min_timestep",
     "max_timestep": "objective.max_timestep",
     "loss_type": "objective.loss",
-    "huber_schedule": "objective.huber_schedule",
     "save_every_n_steps": "export.every_n_steps",
     "save_last_n_epochs": "export.keep_last",
     "sample_every_n_steps": "preview.every_n_steps",
@@ -156,9 +155,7 @@ def _losses(plan: Plan) -> None:
             plan.put("objective.min_snr_gamma", plan.settings[name], name)
         if kind == "v_like":
             plan.put("objective.v_like_scale", plan.settings[name], name)
-    threshold, scale = plan.take("huber_c"), plan.take("huber_scale")
-    if threshold or scale:
-        plan.put("objective.huber_c", (threshold or 0.1) * (scale or 1), "huber_c")
+    _huber(plan)
     if plan.take("zero_terminal_snr"):
         if plan.values.get("model.prediction_type") == "epsilon":
             plan.note(Verdict.mistake, "zero_terminal_snr", "needs a base that predicts the "
@@ -170,6 +167,21 @@ def _losses(plan: Plan) -> None:
         plan.put("data.mask_dir", plan.take("conditioning_data_dir"), "masked_loss")
     elif plan.take("alpha_mask"):
         plan.put("data.masks", "alpha", "alpha_mask")
+
+
+def _huber(plan: Plan) -> None:
+    """Set the threshold; sd-scripts reads its scale with the schedules other than snr alone."""
+    threshold, scale = plan.take("huber_c"), plan.take("huber_scale") or 1.0
+    schedule = plan.take("huber_schedule") or "snr"
+    if plan.settings.get("loss_type") not in ("huber", "smooth_l1"):
+        return  # the other losses have no threshold
+    plan.put("objective.huber_schedule", schedule, "huber_schedule")
+    if schedule == "exponential" and scale != 1.0:
+        plan.note(Verdict.no_equivalent, "huber_scale", f"is {scale:g}; the exponential threshold "
+                  "begins at 1 here.")  # fmt: skip
+    if threshold or scale != 1.0:
+        factor = scale if schedule == "constant" else 1.0
+        plan.put("objective.huber_c", (threshold or 0.1) * factor, "huber_c")
 
 
 def _noise(plan: Plan) -> None:
