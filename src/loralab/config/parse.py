@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
@@ -289,6 +290,9 @@ def _range_problems(record: Any, prefix: str = "") -> list[Problem]:
     problems = []
     for key, item, value in walk_options(record, prefix):
         low, high = item.metadata.get("low"), item.metadata.get("high")
+        if isinstance(value, float) and not math.isfinite(value):
+            problems.append(Problem(key, f"{key} is {value}; it must be a finite number."))
+            continue
         if value is None or (low is None and high is None):
             continue
         if (low is not None and not value >= low) or (high is not None and not value <= high):
