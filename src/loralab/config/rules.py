@@ -109,8 +109,7 @@ def _recipe_numbers(config: RunConfig) -> Iterator[Problem]:
         if value is None and nullable:
             continue
         kind = int if whole else (int, float)
-        is_number = isinstance(value, kind) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value < least:
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
             what = "a whole number" if whole else "a finite number"
             null = " or null" if nullable else ""
             yield Problem(
