@@ -171,6 +171,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Path], Iterator[str]]]] = {
     "averages": ("The average of the weights", optimizer_evidence.averages),
     "schedule_free": ("Schedule-free optimizers", optimizer_evidence.schedule_free),
     "rates": ("Finding a rate", optimizer_evidence.rates),
+    "weight_dtype": ("Weights in bfloat16", optimizer_evidence.weight_dtype),
     "optimizer_refusals": ("Wrong optimizers", optimizer_evidence.wrong_values),
     "order": ("The order of images", data_evidence.order),
     "cache": ("What the latent cache takes for new", data_evidence.cache),

@@ -1,4 +1,10 @@
-"""Evidence about optimizers, averages of the weights and the range test of rates."""
+"""Evidence about optimizers, averages of the weights and the range test of rates.
+
+    python benchmarks/evidence.py optimizers averages schedule_free rates weight_dtype \\
+        optimizer_refusals
+
+makes all of it from nothing in one call: some sixty short runs, half an hour on two idle cores.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +41,15 @@ BY_ITS_OWN_SCHEDULE = {
 }
 NEEDS_GPU = ("paged_adamw8bit",)
 STEPS, LATE = 50, 45
-SWEEP = tuple(2.5e-4 * 2**n for n in range(8))
-SWEEP_STEPS = 100
+DEFAULT_RATE = 2.5e-3  # of conf/optimizer/demo.yaml
+SWEEP = tuple(DEFAULT_RATE * 2.0**n for n in range(-4, 4))
 QUIET = ("demo_quality=0", "preview=none", "logger=none")
 
 
-def recipes(output: Path) -> Iterator[str]:
-    """All recipes on the demo: the class, the rate, the loss, the time, the resume."""
-    names = sorted(path.stem for path in (ROOT / "conf" / "optimizer").glob("*.yaml"))
-    names = [name for name in names if name not in ("demo", *NEEDS_GPU)]  # demo is adamw_fused
+def recipes(output: Path, names: Sequence[str] = ()) -> Iterator[str]:
+    """All recipes on the demo, or some: the class, the rate, the loss, the time, the resume."""
+    every = sorted(path.stem for path in (ROOT / "conf" / "optimizer").glob("*.yaml"))
+    names = names or [name for name in every if name not in ("demo", *NEEDS_GPU)]  # adamw_fused
     runs = _sweeps(output / "runs", names)
     found = {name: _optimizer(runs[name] / "config.yaml") for name in names}
     milliseconds = {name: _step_milliseconds(found[name]) for name in names}
@@ -128,21 +134,35 @@ def rates(output: Path) -> Iterator[str]:
     assert said is not None, done.stdout
     suggestion = float(said[1])
     _, swept = train(output, "-m", f"optimizer.lr={','.join(f'{rate:g}' for rate in SWEEP)}",
-                     f"trainer.max_steps={SWEEP_STEPS}", *QUIET)  # fmt: skip
+                     *QUIET)  # fmt: skip
     found = {}
     for state in output.rglob("run.json"):
         rate = re.search(r"optimizer\.lr=([\d.e-]+)", state.parent.name)
         assert rate is not None
         found[float(rate[1])] = _figures(state.parent)["val/loss"]
     best = min(found, key=lambda rate: found[rate])
-    yield f"`loralab lr-find` suggests **{suggestion:g}**: {seconds:.0f} s on a busy machine,"
-    yield f"{cpu:.0f} s of CPU time. A sweep of eight rates over {SWEEP_STEPS} steps: "
+    yield f"`loralab lr-find` suggests **{suggestion:g}**: {seconds:.0f} s,"
+    yield f"{cpu:.0f} s of CPU time. A sweep of eight rates, each the whole default run: "
     yield f"{swept:.0f} s, {_child_cpu_seconds() - cpu:.0f} s of CPU time; its best is"
     yield f"**{best:g}**. Suggestion over best: {suggestion / best:.2f}.\n"
     yield "| `optimizer.lr` | val/loss |\n|---|---|"
     for rate in SWEEP:
         yield f"| {rate:g} | {found[rate]:.4f} |"
     yield "\n![the curve of the range test](lr-find.png)"
+
+
+def weight_dtype(output: Path) -> Iterator[str]:
+    """The default run with the adapter's weights in float32 and in bfloat16."""
+    yield "| `adapter.weight_dtype` | val/loss | bytes of the weights | of the optimizer's state |"
+    yield "|---|---|---|---|"
+    for word in ("fp32", "bf16"):
+        train(output / word, *QUIET, f"adapter.weight_dtype={word}", "run_id=run")
+        run = output / word / "demo/run"
+        content = _checkpoint(run)
+        weights = sum(tensor.nbytes for tensor in content["state_dict"].values())
+        states = content["optimizer_states"][0]["state"].values()
+        state = sum(v.nbytes for s in states for v in s.values() if isinstance(v, torch.Tensor))
+        yield f"| {word} | {_figures(run)['val/loss']:.4f} | {weights:,} | {state:,} |"
 
 
 def _child_cpu_seconds() -> float:
@@ -168,6 +188,13 @@ def wrong_values(output: Path) -> Iterator[str]:
         ("ema=default", "ema.use_for=[]"),
         ("ema=default", "ema.start_step=1000"),
         ("ema=default", "optimizer=adamw_schedulefree", "scheduler=constant"),
+        ("fused_backward=true", "trainer.accumulate_grad_batches=2"),
+        ("adapter.weight_dtype=bf16", "optimizer=lion"),
+        ("adapter.weight_dtype=bf16", "ema=default", "adapter=dora"),
+        ("adapter.weight_dtype=fp8",),
+        ("result_metrics.clip_path=models/none",),
+        ("result_metrics.clip_path=docs", "preview.every_n_steps=0"),
+        ("optimized_metric=result/clip_prompt",),
     )  # fmt: skip
     yield "| command: `python train.py` … | answer |\n|---|---|"
     for overrides in commands:

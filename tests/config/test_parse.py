@@ -94,6 +94,17 @@ def test_every_problem_is_reported_at_once(plain: dict[str, Any]) -> None:
     }
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("key", ["adapter.unet.lr", "objective.logit_normal_mean", "ema.decay"])
+def test_numbers_that_are_not_finite_are_refused(
+    plain: dict[str, Any], key: str, number: float
+) -> None:
+    put(plain, key, number)
+    ((found, text),) = problems(plain).items()
+    assert found == key
+    assert text.startswith(f"{key} is {number}; it must be ")
+
+
 GROUPS = sorted({key.rpartition(".")[0] for key, _, _ in walk_options(RunConfig)})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -231,6 +232,13 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ),
     ("_recipe_numbers", {"optimizer.lr": "fast"}, "optimizer.lr", {"optimizer.lr": 0}),
     ("_recipe_numbers", {"optimizer.lr": -1e-4}, "optimizer.lr", {"optimizer.lr": 1}),
+    ("_recipe_numbers", {"optimizer.lr": math.inf}, "optimizer.lr", {"optimizer.lr": 1}),
+    (
+        "_recipe_numbers",
+        {"trainer.gradient_clip_val": math.nan},
+        "trainer.gradient_clip_val",
+        {"trainer.gradient_clip_val": 1},
+    ),
     (
         "_recipe_numbers",
         {"trainer.accumulate_grad_batches": 0},

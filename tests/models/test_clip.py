@@ -123,8 +123,8 @@ def reshape_a_tensor(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def garble(folder: Path) -> None:
-    (folder / "config.json").write_text("{")
+def write(file: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).write_text(text) and None
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def garble(folder: Path) -> None:
     [
         (shutil.rmtree, "does not exist; give the whole folder"),
         (lose("config.json"), "config.json is missing"),
-        (garble, "cannot be read as JSON"),
+        (write("config.json", "{"), "cannot be read as JSON"),
         (edit("config.json", model_type="clip_text_model"), "type clip_text_model; it must be"),
         (edit("config.json", vision_config=None), "it must be clip, with a text_config"),
         (lose("model.safetensors"), "model.safetensors is missing; give the whole folder"),
@@ -143,6 +143,9 @@ def garble(folder: Path) -> None:
         (lose("preprocessor_config.json"), "preprocessor_config.json is missing"),
         (edit("preprocessor_config.json", crop_size=64), "cuts pictures to"),
         (lose("vocab.json"), "has no vocab.json and merges.txt"),
+        (edit("preprocessor_config.json", crop_size="large"), "cannot be loaded as CLIPImageProc"),
+        (write("vocab.json", "[1"), "cannot be loaded as CLIPTokenizer"),
+        (write("preprocessor_config.json", "[]"), "holds no JSON object"),
         (edit("vocab.json", extra=99999), "tokens, but vocab_size is"),
     ],
 )

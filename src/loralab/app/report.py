@@ -20,6 +20,7 @@ from loralab.app.result_metrics import describe_result_metrics, plan_of_result_m
 from loralab.app.schedule import CHART_FILE, describe_schedule
 from loralab.app.sizes import describe_phases, resolution_phases
 from loralab.app.toy_builds import num_devices
+from loralab.config.choices import AdapterDtype
 from loralab.config.optimizer_rules import finds_its_rate
 from loralab.config.records import RunConfig
 from loralab.data.account import Account
@@ -97,7 +98,7 @@ def plan_rows(config: RunConfig, survey: Survey, folder: RunFolder) -> list[tupl
         rows.append((name, part.describe()))
     rows += plan_of_result_metrics(config, survey)
     rows += [
-        ("precision", str(config.trainer.get("precision", "32-true"))),
+        ("precision", _precision(config)),
         ("run folder", str(folder.path)),
     ]
     if folder.checkpoint is not None:
@@ -105,6 +106,13 @@ def plan_rows(config: RunConfig, survey: Survey, folder: RunFolder) -> list[tupl
     if config.data.latent_cache.enabled:
         rows.append(("latent cache", config.data.latent_cache.directory))
     return rows
+
+
+def _precision(config: RunConfig) -> str:
+    text = str(config.trainer.get("precision", "32-true"))
+    if config.adapter.weight_dtype is not AdapterDtype.fp32:
+        text += f", adapter weights in {config.adapter.weight_dtype.name}, rounded by chance"
+    return text
 
 
 def _optimizer(config: RunConfig) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loralab.app.held_out import choose_probe
+from loralab.app.processes import is_main_process
 from loralab.config.choices import ImageSet, OnBadImage
 from loralab.config.records import RunConfig
 from loralab.data.dataset import Item, read_pixels
@@ -37,12 +38,12 @@ def check_result_metrics(config: RunConfig) -> tuple[str, ...]:
 
 
 def result_metrics(config: RunConfig, survey: Survey, preview: Preview) -> list[ResultMetrics]:
-    """Return the callback that judges previews, or nothing.
+    """Return the callback that judges previews, or nothing; only the main process draws them.
 
     Raises:
         ModelError: The CLIP model is damaged.
     """
-    if config.result_metrics.clip_path is None:
+    if config.result_metrics.clip_path is None or not is_main_process():
         return []
     images = list(pictures_of(config, compared_images(config, survey)))
     return [ResultMetrics(preview, ClipJudge(config.result_metrics.clip_path), images)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
@@ -309,6 +310,9 @@ def _range_problems(record: Any, prefix: str = "") -> list[Problem]:
     problems = []
     for key, item, value in walk_options(record, prefix):
         low, high = item.metadata.get("low"), item.metadata.get("high")
+        if isinstance(value, float) and not math.isfinite(value):
+            problems.append(Problem(key, f"{key} is {value}; it must be a finite number."))
+            continue
         if value is None or (low is None and high is None):
             continue
         if (low is not None and not value >= low) or (high is not None and not value <= high):

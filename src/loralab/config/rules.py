@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -108,8 +109,8 @@ def _recipe_numbers(config: RunConfig) -> Iterator[Problem]:
         if value is None and nullable:
             continue
         kind = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kind) or value < least:
-            what = "a whole number" if whole else "a number"
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
+            what = "a whole number" if whole else "a finite number"
             null = " or null" if nullable else ""
             yield Problem(
                 key, f"{key} is {value!r}; it must be {what} of at least {least:g}{null}."

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
@@ -104,22 +103,14 @@ class ClipJudge:
 
 
 def _load(folder: Path) -> Any:
-    loader: Any = CLIPModel
-    try:
-        with quiet_loading():
-            model, info = loader.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                torch_dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # so that their names come back
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).split(". ")[0]
-        raise ModelError(
-            Problem(KEY, f"{KEY}: {folder} cannot be loaded as CLIPModel ({reason}); {WHOLE}")
-        ) from error
+    model, info = _from_folder(
+        CLIPModel,
+        folder,
+        use_safetensors=True,
+        torch_dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that their names come back
+    )
     wrong = [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]
     if wrong:
         _refuse(
@@ -173,14 +164,14 @@ def _check_pictures(folder: Path, config: dict[str, Any]) -> None:
 
 def _processor(folder: Path) -> Any:
     """Return what brings pictures to the model's size and range, by Pillow."""
-    return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    return _from_folder(CLIPImageProcessorPil, folder)
 
 
 def _tokenizer(folder: Path, config: dict[str, Any]) -> Any:
     files = [folder / name for name in ("vocab.json", "merges.txt")]
     if not all(file.is_file() for file in files) and not (folder / "tokenizer.json").is_file():
         _refuse(f"{KEY}: {folder} has no vocab.json and merges.txt, nor tokenizer.json; {WHOLE}")
-    tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = _from_folder(CLIPTokenizer, folder)
     size = config["text_config"].get("vocab_size", 49408)
     # Without its files transformers 5 makes a tokenizer of two tokens and says nothing.
     if len(tokenizer) != size:
@@ -189,6 +180,16 @@ def _tokenizer(folder: Path, config: dict[str, Any]) -> Any:
             f"{size}; both must come from the same model."
         )
     return tokenizer
+
+
+def _from_folder(cls: Any, folder: Path, **options: Any) -> Any:
+    try:
+        with quiet_loading():
+            return cls.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # what a broken file causes in the library is not told anywhere
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
+        text = f"{KEY}: {folder} cannot be loaded as {cls.__name__} ({reason}); {WHOLE}"
+        raise ModelError(Problem(KEY, text)) from error
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -75,7 +75,10 @@ class GradientNoise(StepCallback):
     ) -> None:
         """Add the gradient of the step."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        gradients = [  # of weights in bfloat16 they are float32
+            torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad
+            for p in parameters
+        ]
         norms = torch.stack(list(torch._foreach_norm(gradients)))
         self._squares += float(norms.square().sum())
         if self._sums:
