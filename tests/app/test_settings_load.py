@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,51 @@ def test_loading_and_saving_returns_every_setting(world: SettingsWorld, name: st
     again.write_text(json.dumps(saved), encoding="utf-8")
     _, config = world.load(again)
     assert settings_of(config) == saved
+
+
+# Values that the launcher passes on, and those that it takes for not given.
+VALUES: dict[str, tuple[Any, ...]] = {
+    "base_model": ("b",), "img_folder": ("d",), "output_folder": ("o",),
+    "change_output_name": (None, "n"), "save_json_folder": (None, "x"),
+    "load_json_path": (None, "y.json"), "json_load_skip_list": (None, ["a"]),
+    "multi_run_folder": (None, "q"), "save_json_only": (True, False),
+    "caption_dropout_rate": (None, 0.0, 0.1), "caption_dropout_every_n_epochs": (None, 0, 3),
+    "caption_tag_dropout_rate": (None, 0.0, 0.2), "net_dim": (4, 128, None),
+    "alpha": (0, 4, 64.0, None), "scheduler": ("linear", "cosine", "cosine_with_restarts",
+    "polynomial", "constant", "constant_with_warmup"), "cosine_restarts": (1, 3, None, 0),
+    "scheduler_power": (1.0, 2.0, None), "warmup_lr_ratio": (None, 0.0, 0.1),
+    "learning_rate": (1e-4, None), "text_encoder_lr": (None, 5e-5), "unet_lr": (None, 1e-4),
+    "num_workers": (0, 1, 4), "persistent_workers": (True, False), "batch_size": (1, 3),
+    "num_epochs": (1, 7), "save_every_n_epochs": (None, 1, 2), "shuffle_captions": (True, False),
+    "keep_tokens": (None, 0, 2), "max_steps": (None, 40), "tag_occurrence_txt_file": (True, False),
+    "sort_tag_occurrence_alphabetically": (True, False),
+    "train_resolution": (512, "512,768", 768), "min_bucket_resolution": (256, 320),
+    "max_bucket_resolution": (960, 1024), "lora_model_for_resume": (None, "l.safetensors"),
+    "save_state": (True, False), "load_previous_save_state": (None, "state", "step-000001.ckpt"),
+    "training_comment": (None, "", "c ${x}"), "unet_only": (True, False),
+    "text_only": (True, False), "reg_img_folder": (None, "r"), "clip_skip": (1, 2, None),
+    "test_seed": (23, 0), "prior_loss_weight": (1.0, 0.5),
+    "gradient_checkpointing": (True, False), "gradient_acc_steps": (None, 1, 4),
+    "mixed_precision": ("no", "fp16", "bf16"), "save_precision": (None, "float", "fp16", "bf16"),
+    "save_as": ("safetensors", "ckpt", "pt"), "caption_extension": (".txt", "txt", ".caption"),
+    "max_clip_token_length": (None, 75, 150, 225), "buckets": (True, False),
+    "xformers": (True, False), "use_8bit_adam": (False,), "cache_latents": (True, False),
+    "color_aug": (True, False), "flip_aug": (True, False), "random_crop": (True, False),
+    "vae": (None, "", "v"), "no_meta": (True, False), "log_dir": (None, "logs"),
+    "bucket_reso_steps": (None, 64, 32), "bucket_no_upscale": (True, False),
+    "v2": (True, False), "v_parameterization": (True, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_values_of_all_65_come_back_as_they_were(world: SettingsWorld, seed: int) -> None:
+    chance = random.Random(seed)
+    values = {name: chance.choice(VALUES[name]) for name in settings()}
+    path = world.root / f"any{seed}.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    experiment, config = world.load(path)
+    assert settings_of(config) == values
+    assert not told(experiment, Verdict.refused)
 
 
 def test_what_names_a_file_comes_back_too(world: SettingsWorld) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from loralab.app.composition import compose_config
 from loralab.app.settings.backward import settings_of
@@ -320,6 +322,38 @@ def test_kinds_of_the_forms(load: Callable[..., Loaded], kind: str, expected: st
     experiment, config = load("x.json", form(LoRA_type=kind, network_dim=4))
     assert config.adapter.kind.name == expected
     assert experiment.mapped["adapter"][0] == expected
+
+
+# Metadata.
+
+
+def test_metadata_tells_of_optimizer_and_network_with_their_arguments(tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    fields = {
+        "ss_base_model_version": "sdxl_base_v1-0", "ss_network_module": "lycoris.kohya",
+        "ss_network_dim": "16", "ss_network_alpha": "8.0", "ss_tag_frequency": "{}",
+        "ss_network_args": '{"algo": "loha", "conv_dim": "8", "conv_alpha": "4"}',
+        "ss_optimizer": "prodigyopt.prodigy.Prodigy(weight_decay=0.02,betas=(0.9, 0.95))",
+        "ss_learning_rate": "1.0", "ss_max_train_steps": "1200", "ss_num_epochs": "10",
+    }  # fmt: skip
+    save_file({"a": torch.zeros(1)}, path, metadata=fields)
+    experiment = load_settings(path)
+    mapped = {key: value for key, (value, _) in experiment.mapped.items()}
+    assert (mapped["model"], mapped["adapter"], mapped["optimizer"]) == ("sdxl", "loha", "prodigy")
+    assert (mapped["adapter.conv_rank"], mapped["adapter.conv_alpha"]) == (8, 4.0)
+    assert (mapped["optimizer.weight_decay"], mapped["optimizer.betas"]) == (0.02, [0.9, 0.95])
+    assert (mapped["trainer.max_steps"], mapped["optimizer.lr"]) == (1200, 1.0)
+    assert "lr_scale: 1.0" in experiment.text  # no rate of its own: that of the optimizer
+    assert not [row for row in experiment.findings if row.verdict is Verdict.refused]
+
+
+def test_metadata_that_is_damaged_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    fields = {"ss_network_args": "{bad", "ss_network_dim": "4", "ss_seed": "x"}
+    save_file({"a": torch.zeros(1)}, path, metadata=fields)
+    found = told(load_settings(path))
+    assert "is no table of arguments" in found["ss_network_args"]
+    assert "'x', where a whole number belongs" in found["test_seed"]
 
 
 # Mistakes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_a_folder_takes_no_other_configs(tiny: Tiny) -> None:
 def test_another_family_is_named_with_the_way_out(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match=r"laid out like sd1.*set model\.family=sd1"):
         tiny.survey("model.family=sdxl", "model.clip_skip=null")
+
+
+@effect("model.family")
+def test_an_sd2_base_is_read_as_sd2_alone(tiny: Tiny, tmp_path: Path) -> None:
+    folder = make_tiny_sd2(tmp_path / "sd2")
+    with pytest.raises(ConfigError, match=r"laid out like sd2.*set model\.family=sd2"):
+        tiny.survey(f"model.path={folder}")
+    built = tiny.build("model.family=sd2", f"model.path={folder}")
+    config = json.loads((folder / "text_encoder" / "config.json").read_text())
+    unet = built.job.module.denoiser.unet
+    assert unet.config["cross_attention_dim"] == config["hidden_size"]
+    assert config["hidden_act"] == "gelu"  # OpenCLIP's encoder; that of SD 1 has quick_gelu
 
 
 @effect("model.prediction_type")

@@ -131,3 +131,56 @@ def test_two_queues_do_not_share_a_folder(tmp_path: Path) -> None:
     with _only_one(tmp_path), pytest.raises(ConfigError, match="worked on by another queue"):
         run_queue(tmp_path)
     assert names(tmp_path) == ["a.json"]
+
+
+def test_what_is_no_text_fails_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "b.yaml").write_text("name: [", encoding="utf-8")
+    assert run_queue(tmp_path) == 2
+    assert names(tmp_path / "failed") == ["a.yaml", "a.yaml.log", "b.yaml", "b.yaml.log"]
+    assert "cannot be read as text" in (tmp_path / "failed" / "a.yaml.log").read_text()
+
+
+def test_a_folder_that_cannot_hold_the_queues_state_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{", encoding="utf-8")
+    (tmp_path / ".queue").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        run_queue(tmp_path)
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_dry_run_of_a_queue_leaves_the_files_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{", encoding="utf-8")
+    assert run_queue(tmp_path, ["check_only=true"]) == 2
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_file_that_comes_again_is_a_new_run(tmp_path: Path) -> None:
+    from loralab.app.queue import _forget, _run_id
+
+    file, other = tmp_path / "a.json", tmp_path / "a.toml"
+    for path in (file, other):
+        path.write_text("{}", encoding="utf-8")
+    first, is_new = _run_id(tmp_path, file, "queued-a_json")
+    assert is_new
+    assert _run_id(tmp_path, file, "queued-a_json") == (first, False)
+    assert _run_id(tmp_path, other, "queued-a_toml")[0] != first
+    _forget(tmp_path, file)
+    assert _run_id(tmp_path, file, "queued-a_json")[1]
+    assert not _run_id(tmp_path, other, "queued-a_toml")[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_file_changed_while_it_is_trained_is_left_as_it_is(world: Path, output: Path) -> None:
+    queue, log = output.parent / "queue", output.parent / "log.txt"
+    write_settings(queue / "a.json", world, output)
+    process = start(queue, log)
+    while "a.json" not in log.read_text() or not (queue / ".queue" / "runs.json").exists():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.01)
+    write_settings(queue / "a.json", world, output, net_dim=3)
+    assert process.wait(timeout=900) == 0
+    assert names(queue) == ["a.json"]
+    assert "was changed or taken away meanwhile" in log.read_text()
+    assert json.loads((queue / "a.json").read_text())["net_dim"] == 3

@@ -59,17 +59,24 @@ def run_queue(folder: Path, overrides: Sequence[str] = (), *, stop_on_error: boo
     Raises:
         ConfigError: There is no such folder, nothing in it, or another queue works on it.
     """
-    files = _waiting(folder)
+    files, is_dry = _waiting(folder), "check_only=true" in overrides
     outcomes: dict[str, Outcome] = {}
     with _only_one(folder) as lock:
         for place, file in enumerate(files, start=1):
             print(f"\n== {place} of {len(files)}: {file.name}", flush=True)
+            digest = _digest(file)
             outcome = _run(file, overrides, lock)
             outcomes[file.name] = outcome
             if outcome.code == INTERRUPTED:
                 print(f"{file.name} was interrupted; the same command goes on with it.")
                 break
-            _move(file, folder / ("failed" if outcome.code else "complete"), outcome)
+            if is_dry:
+                continue  # the training is still to come
+            if _digest(file) == digest:
+                _move(file, folder / ("failed" if outcome.code else "complete"), outcome)
+                _forget(folder / ".queue", file)
+            else:
+                print(f"{file.name} was changed or taken away meanwhile; it is left as it is.")
             if outcome.code and stop_on_error:
                 break
     return _sum_up(outcomes, waiting=len(files) - len(outcomes))
@@ -90,19 +97,26 @@ def _waiting(folder: Path) -> list[Path]:
 def _run(file: Path, overrides: Sequence[str], lock: IO[str]) -> Outcome:
     """Train one file, or go on with it where an earlier queue stopped."""
     place = file.parent / ".queue"
-    name = "queued-" + re.sub(r"[^\w-]", "_", file.stem)  # a bare number is no option's name
+    name = "queued-" + re.sub(r"[^\w-]", "_", file.name)  # a bare number is no option's name
     try:
         experiment = place / "experiment" / f"{name}.yaml"
         text = file.read_text("utf-8") if file.suffix == ".yaml" else load_settings(file).text
         write_text(experiment, text)
-        given = [f"experiment={name}", *overrides, f"run_id={_run_id(place, file, name)}"]
+        run_id, is_new = _run_id(place, file, name)
+        given = [f"experiment={name}", *overrides, f"run_id={run_id}"]
         config = compose_config(given, config_dir=place)
+    except (OSError, UnicodeDecodeError) as error:
+        sentence = f"{file} cannot be read as text ({error})."
+        print(f"  - {sentence}")
+        return Outcome(USER_ERROR, None, sentence)
     except UserError as error:
         print("\n".join(f"  - {problem}" for problem in error.problems))
         return Outcome(USER_ERROR, None, str(error))
     given += [] if config.resume else ["resume=auto"]
     log = place / "logs" / f"{name}.log"
     log.parent.mkdir(exist_ok=True)
+    if is_new:
+        log.unlink(missing_ok=True)  # of an earlier file of the name
     code = _train([f"--config-dir={place.absolute()}", *given], log, lock)
     return _judged(code, config, log)
 
@@ -116,18 +130,38 @@ def _judged(code: int, config: RunConfig, log: Path) -> Outcome:
     return Outcome(code if code >= 0 else CRASH, shown, text)
 
 
-def _run_id(place: Path, file: Path, name: str) -> str:
-    """Return the run that a file is in already, or a new one; a changed file is a new run."""
-    state = place / "runs.json"
-    runs: dict[str, dict[str, str]] = {}
-    with suppress(OSError, ValueError):
-        runs = json.loads(state.read_text(encoding="utf-8"))
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+def _run_id(place: Path, file: Path, name: str) -> tuple[str, bool]:
+    """Return the run that a file is in, and whether it is new; a changed file is a new run."""
+    runs, digest = _runs(place), _digest(file)
     known = runs.get(file.name, {})
-    if known.get("sha256") != digest:
+    is_new = known.get("sha256") != digest
+    if is_new:
         known = {"sha256": digest, "run_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"}
-        write_text(state, json.dumps({**runs, file.name: known}, indent=2) + "\n")
-    return str(known["run_id"])
+        _write_runs(place, {**runs, file.name: known})
+    return str(known["run_id"]), is_new
+
+
+def _forget(place: Path, file: Path) -> None:
+    """Let a file of this name be a new run when it comes again."""
+    _write_runs(place, {name: run for name, run in _runs(place).items() if name != file.name})
+
+
+def _runs(place: Path) -> dict[str, dict[str, str]]:
+    with suppress(OSError, ValueError):
+        found = json.loads((place / "runs.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _write_runs(place: Path, runs: dict[str, dict[str, str]]) -> None:
+    write_text(place / "runs.json", json.dumps(runs, indent=2) + "\n")
+
+
+def _digest(file: Path) -> str:
+    """Return what a file holds, in short; of a file that is gone, nothing."""
+    with suppress(OSError):
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    return ""
 
 
 def _train(arguments: Sequence[str], log: Path, lock: IO[str]) -> int:
@@ -161,7 +195,12 @@ def _die_with_parent() -> None:
 def _only_one(folder: Path) -> Iterator[IO[str]]:
     """Hold the folder's lock; a training under way holds it too."""
     place = folder / ".queue" / "lock"
-    place.parent.mkdir(exist_ok=True)
+    try:
+        place.parent.mkdir(exist_ok=True)
+        place.touch()
+    except OSError as error:
+        text = f"{place} cannot be written ({error}); the queue keeps its state there."
+        raise ConfigError(Problem(str(folder), text)) from error
     with place.open("w", encoding="utf-8") as file:
         try:
             if sys.platform != "win32":

@@ -35,6 +35,7 @@ def load(
         return
     write_experiment(experiment, out)
     print(f"Wrote {out}. To see its plan: python train.py experiment={out.stem} check_only=true")
+    print("compat=sd_scripts beside it brings back its rules where ours differ.")
 
 
 @app.command()

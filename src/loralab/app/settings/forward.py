@@ -36,7 +36,7 @@ def family_of(plan: Plan) -> str:
 
 def _model(plan: Plan) -> None:
     family = family_of(plan)
-    plan.choose("model", MODELS[family], "v2")
+    plan.choose("model", MODELS[family], "sdxl" if family == "sdxl" else "v2")
     _same(plan, "base_model", "model.path")
     _same(plan, "vae", "model.vae_path", always=True)
     velocity = plan.take("v_parameterization")
@@ -101,7 +101,7 @@ def _rates(plan: Plan) -> None:
             own = None
         if plan.format is not Format.metadata or own is not None:
             plan.put(f"adapter.{part}.lr", own, name)
-            plan.put(f"adapter.{part}.lr_scale", 1.0, name)
+        plan.put(f"adapter.{part}.lr_scale", 1.0, name)  # of learning_rate, where there is no own
     if plan.take("use_8bit_adam"):
         plan.choose("optimizer", "adamw8bit", "use_8bit_adam")
 

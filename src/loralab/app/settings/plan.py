@@ -13,11 +13,11 @@ OFF: tuple[Any, ...] = (None, False, 0, 0.0, "", [])
 
 
 def as_passed_on(values: dict[str, Any], format_: Format) -> dict[str, Any]:
-    """Return the settings as sd-scripts gets them: the launcher passes no null on."""
+    """Return the settings as sd-scripts gets them: the launcher passes nothing empty on."""
     if format_ is not Format.launcher:
         return dict(values)
     return {
-        name: SD_SCRIPTS_DEFAULTS.get(name) if value is None else value
+        name: SD_SCRIPTS_DEFAULTS.get(name) if value in (None, "") else value
         for name, value in values.items()
     }
 

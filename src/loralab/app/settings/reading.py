@@ -57,8 +57,8 @@ def read_settings(path: Path, *, skip: Collection[str] = ()) -> Original:
         original.words[word] = name
         if {word, name} & skipped:
             original.note(Verdict.skipped, name, "left out as asked.")
-        elif value is None and raw.format is Format.launcher and name in settings():
-            _keep(original, word, name, None)  # said to be nothing, which is not left unsaid
+        elif value in (None, "") and raw.format is Format.launcher and name in settings():
+            _keep(original, word, name, value)  # said to be nothing, which is not left unsaid
         elif name == "network_args":
             _spread(original, value, skipped)
         elif (known := typed(original, name, value)) is not None:
