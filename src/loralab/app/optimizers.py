@@ -16,7 +16,7 @@ from loralab.config.choices import AdapterDtype
 from loralab.config.optimizer_rules import finds_its_rate
 from loralab.config.records import RunConfig
 from loralab.training.optimizers import OWN_GROUP
-from loralab.training.param_groups import group_parameters
+from loralab.training.param_groups import group_parameters, in_order
 from loralab.training.rounding import with_stochastic_rounding
 
 
@@ -49,7 +49,8 @@ def planned_groups(config: RunConfig, parts: Mapping[str, PartPlan]) -> list[Gro
     The optimizer itself is asked, on parameters of as many dimensions and one element each.
     """
     groups, sizes, owners = [], dict[nn.Parameter, int](), dict[nn.Parameter, str]()
-    for name, part in parts.items():
+    for name in in_order(parts):
+        part = parts[name]
         named = {path: [_stand_in(*item) for item in items] for path, items in part.shapes.items()}
         for path, shapes in part.shapes.items():
             for (_, stand_in), (_, shape) in zip(named[path], shapes, strict=True):

@@ -34,7 +34,7 @@ from loralab.training.averaging import (
     is_schedule_free,
     schedule_free_weights,
 )
-from loralab.training.param_groups import RateRules, parameter_groups
+from loralab.training.param_groups import RateRules, in_order, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -136,16 +136,15 @@ class LoRATrainingModule(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """Return one parameter group per rate, all under one schedule.
-
-        Text encoders come first, as in sd-scripts: the order in which squares are added decides
-        the last digit of the norm that gradients are clipped by.
-        """
+        """Return one parameter group per rate, all under one schedule."""
         groups = [
             group
-            for name, part in sorted(self.adapted.items(), key=lambda item: item[0] == "unet")
+            for name in in_order(self.adapted)
             for group in parameter_groups(
-                name, part, self.learning_rates[name], self.rate_rules.get(name, RateRules())
+                name,
+                self.adapted[name],
+                self.learning_rates[name],
+                self.rate_rules.get(name, RateRules()),
             )
         ]
         optimizer = self.optimizer = self.make_optimizer(groups)

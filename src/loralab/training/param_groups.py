@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,15 @@ class RateRules:
     lr_scales: Mapping[str, float] = field(default_factory=dict)
     weight_decay: float | None = None
     decays_vectors: bool = True
+
+
+def in_order(parts: Iterable[str]) -> list[str]:
+    """Return names of parts as the optimizer has them: the UNet last, as in sd-scripts.
+
+    The order in which squares are added decides the last digit of the norm that gradients are
+    clipped by.
+    """
+    return sorted(parts, key=lambda name: name == "unet")
 
 
 def parameter_groups(
