@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.plugins import MixedPrecision
 
 from loralab.data.dataset import Item
 from loralab.errors import UserError
 from loralab.training.callbacks.checkpoint import Checkpoint, checkpoints
 from loralab.training.callbacks.export import Export
+from loralab.training.callbacks.gradient_noise import GradientNoise
 from loralab.training.callbacks.preview import Preview, PreviewOptions
 from loralab.training.callbacks.progress import Progress, clock
 from loralab.training.callbacks.statistics import Statistics
@@ -105,6 +108,26 @@ def test_logged_loss_is_the_mean_of_the_losses_of_the_windows(fit: Make) -> None
         assert figures["train/loss"] == pytest.approx(expected, rel=1e-6)
     assert logger.entries[0][1]["train/gradient_norm"] == pytest.approx(witness.norms[2], rel=1e-5)
     assert logger.entries[1][1]["learning_rate/unet"] == 1e-3
+
+
+def test_the_gradient_norm_of_a_fused_optimizer_is_free_of_the_loss_scale(
+    fit: Make, make_module: Make
+) -> None:
+    norms, noises = [], []
+    for fused in (False, True):  # torch scales down before the step, or in it
+        logger = Memory()
+        fit(
+            Statistics(), GradientNoise(window=2), steps=2, logger=logger, log_every_n_steps=1,
+            module=make_module(optimizer=partial(torch.optim.AdamW, fused=fused), rate=1e-3),
+            plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 1024.0))],
+        )  # fmt: skip
+        figures = [figures for _, figures in logger.entries]
+        norms.append([f["train/gradient_norm"] for f in figures if "train/gradient_norm" in f])
+        noises.append([f["gradient/signal"] for f in figures if "gradient/signal" in f])
+    assert len(norms[0]) == 2
+    assert len(noises[0]) == 1
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert noises[0] == pytest.approx(noises[1], rel=1e-3)
 
 
 @pytest.mark.parametrize(("every", "accumulation"), [(1, 1), (3, 2)])

@@ -60,7 +60,7 @@ class Statistics(StepCallback):
                 for group in optimizer.param_groups
                 if "d" in group
             }
-            self._grad_norm = gradient_norm(optimizer)
+            self._grad_norm = gradient_norm(trainer, optimizer)
 
     def on_train_batch_end(
         self,
