@@ -113,6 +113,17 @@ def test_real_size_sd1_on_meta_has_the_modules_that_sd_scripts_counts(
     assert num_parameters in (None, counted)
 
 
+def test_targets_of_one_network_do_not_stay_for_the_next(
+    sd1_skeleton: Callable[[str], nn.Module],
+) -> None:
+    counts = []
+    for targets in ((*SD_SCRIPTS_UNET, *CONVOLUTIONS, "upsamplers.0.conv"), SD_SCRIPTS_UNET):
+        module = sd1_skeleton("unet")
+        inject(module, lora(*targets), part="unet")
+        counts.append(len(adapter_layers(module)))
+    assert counts == [278, 192], "228 were those of the residual blocks that stayed"
+
+
 def test_counted_parameters_equal_the_injected_ones(unet: UNet2DConditionModel) -> None:
     spec = lora(*SD_SCRIPTS_UNET, *CONVOLUTIONS, "to_q")
     counted = count_parameters(unet, spec)

@@ -23,8 +23,8 @@ from loralab.cli.main import app
 from loralab.errors import UserError
 from tests.adapters.adapted import SD_SCRIPTS_TEXT_ENCODER, randomize
 from tests.adapters.broken import BROKEN, OTHER_BASE, Q
-from tests.adapters.reloading import UNET_TARGETS, load, parts_of
-from tests.tiny import make_tiny_sd1
+from tests.adapters.reloading import PREFIXES, UNET_TARGETS, load, parts_of
+from tests.tiny import make_tiny_sd1, make_tiny_sdxl
 
 RANK, ALPHA = 4, 7.0
 
@@ -194,6 +194,31 @@ def test_an_adapter_of_another_model_is_not_merged(
         merge_into_base(base, [other], [1.0], tmp_path / "merged", overwrite=False)
     assert len(caught.value.problems) == 1
     assert not list(tmp_path.glob("*merged*")), "nothing half written stays"
+
+
+def test_a_base_of_another_family_is_one_sentence_a_part(base: Path, tmp_path: Path) -> None:
+    parts = parts_of(load(make_tiny_sdxl(tmp_path / "sdxl"), "sdxl"))
+    for name, module in parts.items():
+        targets = UNET_TARGETS if name == "unet" else SD_SCRIPTS_TEXT_ENCODER
+        inject(module, AdapterSpec("lora", RANK, ALPHA, 0.0, targets), part=name)
+        randomize(module)
+    other = tmp_path / "sdxl.safetensors"
+    write_adapter(
+        other, parts, layout="kohya", dtype=torch.float32, metadata={}, prefixes=PREFIXES["sdxl"]
+    )
+    with pytest.raises(UserError) as caught:
+        merge_into_base(base, [other], [1.0], tmp_path / "merged", overwrite=False)
+    counts = [len(adapter_layers(parts[part])) for part in ("text_encoder", "text_encoder_2")]
+    told = {part: str(problem) for problem in caught.value.problems
+            for part in parts if f"modules of {part}," in str(problem)}  # fmt: skip
+    assert len(told) == len(caught.value.problems)
+    assert min(counts) > 5
+    assert f"adapts {counts[1]} modules of text_encoder_2, {counts[1]} of" in told["text_encoder_2"]
+    assert f"adapts {counts[0]} modules of text_encoder, 6 of which" in told["text_encoder"]
+    for text in told.values():
+        assert text.startswith(str(other))
+        assert f"{base} does not have" in text
+        assert "give a base of the adapter's own family" in text
 
 
 @pytest.mark.parametrize("command", ["convert", "resize", "merge", "extract", "merge --base"])

@@ -96,6 +96,15 @@ def test_only_the_targets_are_adapted(tiny: Tiny) -> None:
 
 
 @effect("adapter.unet.targets")
+def test_a_run_after_one_with_convolutions_adapts_what_it_would_alone(tiny: Tiny) -> None:
+    before = layers(tiny.run())
+    with_convolutions = layers(tiny.run_anew("adapter=locon"))
+    assert any("resnets" in layer for layer in with_convolutions)
+    assert layers(tiny.run_anew()) == before
+    assert not any("resnets" in layer for layer in before)
+
+
+@effect("adapter.unet.targets")
 def test_a_target_that_matches_nothing_is_refused(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match=r"adapter\.unet\.targets.*to_qq"):
         tiny.survey("adapter.unet.targets=[to_qq]")

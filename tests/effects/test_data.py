@@ -111,6 +111,22 @@ def test_without_buckets_every_image_becomes_the_square(tiny: Tiny) -> None:
     assert _buckets(tiny, "data.buckets.enabled=false") == {Bucket(64, 64)}
 
 
+@effect("data.buckets.enabled", "data.latent_cache.enabled")
+def test_without_buckets_the_cache_changes_no_pixel(tiny: Tiny, tmp_path: Path) -> None:
+    off = ("data.buckets.enabled=false", f"data.latent_cache.directory={tmp_path}")
+    cached = tiny.build(*off).epoch()
+    plain = tiny.build(*off, "data.latent_cache.enabled=false").epoch()
+    vae = AutoencoderKL.from_pretrained(tiny.base / "vae").eval()
+    for one, other in zip(cached, plain, strict=True):
+        assert one["index"].tolist() == other["index"].tolist()
+        assert other["images"].shape[1:] == (3, 64, 64)
+        with torch.no_grad():
+            moments = vae.encode(other["images"]).latent_dist.parameters
+        torch.testing.assert_close(one["moments"], moments, rtol=1e-4, atol=1e-4)
+        sizes = ("original_size", "crop_top_left", "target_size")
+        assert all(torch.equal(one[key], other[key]) for key in sizes)
+
+
 @effect("data.buckets.step")
 def test_sides_of_buckets_are_multiples_of_the_step(tiny: Tiny) -> None:
     found = _buckets(tiny, "data.buckets.step=32")

@@ -92,6 +92,30 @@ def test_files_follow_the_epochs(tiny: Tiny) -> None:
     ]
 
 
+@effect("export.every_n_steps", "export.every_n_epochs")
+def test_all_files_count_epochs_from_one_and_the_last_epoch_too(tiny: Tiny) -> None:
+    # 3 steps an epoch, as above; the last step ends the second epoch.
+    run = tiny.run(
+        "export.every_n_epochs=1", "export.every_n_steps=1", "export.layouts=[kohya]",
+        "data.batch_size=5", "trainer.max_steps=6",
+    )  # fmt: skip
+    told = {}
+    for name in run.files:
+        with safe_open(run.folder / "adapters" / name, framework="pt") as content:
+            fields = content.metadata()
+        assert fields["ss_num_epochs"] == "2"
+        told[name] = (fields["ss_steps"], fields["ss_epoch"])
+    assert told == {
+        "tiny-step000001.safetensors": ("1", "1"),
+        "tiny-step000002.safetensors": ("2", "1"),
+        "tiny-step000003.safetensors": ("3", "1"),
+        "tiny-epoch0001.safetensors": ("3", "1"),
+        "tiny-step000004.safetensors": ("4", "2"),
+        "tiny-step000005.safetensors": ("5", "2"),
+        "tiny.safetensors": ("6", "2"),
+    }
+
+
 @effect("export.container")
 @pytest.mark.parametrize("container", ["ckpt", "pt", "bin"])
 def test_other_containers_hold_the_same_tensors(tiny: Tiny, container: str) -> None:

@@ -110,6 +110,31 @@ def test_weight_dtype_is_that_of_the_base_alone(tiny: Tiny, word: str, dtype: to
         assert {p.dtype for p in part.parameters() if p.requires_grad} == {torch.float32}
 
 
+@effect("model.weight_dtype", "trainer.precision")
+@pytest.mark.parametrize("adapter", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("word", ["fp32", "bf16", "fp16"])
+def test_weights_and_precision_train_together_or_are_refused(
+    tiny: Tiny, word: str, precision: str, adapter: str
+) -> None:
+    options = (
+        f"model.weight_dtype={word}", f"trainer.precision={precision}", "trainer.max_steps=1",
+        f"adapter.weight_dtype={adapter}",
+    )  # fmt: skip
+    if (word, precision) != ("fp16", "bf16-mixed"):
+        assert tiny.run(*options).state["state"] == "finished"
+        return
+    with pytest.raises(ConfigError) as refusal:
+        tiny.survey(*options)
+    (problem,) = refusal.value.problems
+    assert problem.key == "model.weight_dtype"
+    assert problem.message.startswith("model.weight_dtype is fp16")
+    assert "trainer.precision=bf16-mixed on cpu" in problem.message
+    assert (
+        "set model.weight_dtype to bf16 or fp32, or trainer.precision=32-true." in problem.message
+    )
+
+
 @effect("model.weight_dtype")
 def test_a_base_in_bfloat16_trains_to_nearly_the_same_loss(tiny: Tiny) -> None:
     exact = tiny.run("logger=csv").column("train/loss")

@@ -8,6 +8,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import DDPStrategy
 
 from loralab.errors import ConfigError
 from tests.effects.registry import effect
@@ -115,6 +116,34 @@ def test_two_devices_share_the_steps_of_an_epoch(tiny: Tiny) -> None:
     built = tiny.build("trainer.devices=2")
     assert built.job.trainer.num_devices == built.job.trainer.world_size == 2
     assert built.survey.steps_per_epoch == 4, "7 micro-batches in windows of 2"
+
+
+@effect("trainer.strategy")
+def test_the_strategy_says_how_devices_work_together(tiny: Tiny) -> None:
+    several, one = tiny.build("trainer=ddp").job.trainer, tiny.build().job.trainer
+    assert isinstance(several.strategy, DDPStrategy)
+    assert several.world_size == 2
+    assert not isinstance(one.strategy, DDPStrategy)
+    with pytest.raises(ConfigError, match=r"^trainer\.strategy is 'ddq'"):
+        tiny.survey("trainer=ddp", "trainer.strategy=ddq")
+
+
+@effect("trainer.devices")
+@pytest.mark.parametrize("value", ["[0,1]", "[0]", "auto", "'2'", "-1", "0", "null", "true", "1.5"])
+def test_only_a_number_of_devices_is_taken(tiny: Tiny, value: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        tiny.survey(f"trainer.devices={value}")
+    (problem,) = refusal.value.problems
+    found = {"null": "None", "true": "True", "[0,1]": "[0, 1]", "auto": "'auto'"}.get(value, value)
+    assert problem.key == "trainer.devices"
+    assert problem.message.startswith(f"trainer.devices is {found}; ")
+    assert "a whole number above 0" in problem.message
+    assert "CUDA_VISIBLE_DEVICES says which" in problem.message
+
+
+def test_more_machines_than_the_plan_counts_are_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"^trainer\.num_nodes is 2; .* set it to 1\.$"):
+        tiny.survey("+trainer.num_nodes=2")
 
 
 class AnomalyMode(L.Callback):

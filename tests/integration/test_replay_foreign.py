@@ -211,3 +211,15 @@ def test_a_schedule_longer_than_the_recording_is_told(
     replay(batches, tmp_path / "out.safetensors", given)
     said = "The schedule is 100 steps long, as trainer.max_steps says; the recording ends after 24."
     assert said in capfd.readouterr().err
+
+
+def test_the_demos_preset_is_refused_without_advice_that_changes_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refusal:
+        replay(tmp_path / "batches.safetensors", tmp_path / "out.safetensors", ["model=sd15"])
+    (problem,) = refusal.value.problems
+    assert problem.key == "experiment"
+    assert "experiment=demo is made for the embedded base, but model=sd15" in problem.message
+    assert problem.message.endswith(
+        "add ~experiment, or the experiment of the run that was recorded."
+    )
+    assert "sd15_style" not in problem.message

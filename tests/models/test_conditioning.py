@@ -1,11 +1,14 @@
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPTextModel
 
 from loralab.models.conditioning import ClipConditioner
 from loralab.models.family import ModelFamily
 from loralab.models.registry import load_family
+from tests.tiny import make_tiny_sd2
 
 CAPTIONS = ["red, circle, white ground", "", "blue, stripes"]
 
@@ -45,6 +48,27 @@ def test_clip_skip_takes_the_nth_last_layer_through_the_final_norm(
     assert len(states) == num_layers + 1
     wanted = encoder.final_layer_norm(states[num_layers + 1 - clip_skip])
     encoder.requires_grad_(trainable)
+    got = conditioner.encode(CAPTIONS).hidden_states
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("clip_skip", "layers_left_out"), [(None, 1), (1, 1), (2, 2)])
+def test_the_encoder_of_sd2_lacks_its_last_layer_already(
+    tmp_path: Path, clip_skip: int | None, layers_left_out: int
+) -> None:
+    """Stable Diffusion 2 was made with the last layer but one of a whole OpenCLIP encoder."""
+    folder = make_tiny_sd2(tmp_path / "sd2")
+    conditioner = load_family("sd2", folder, clip_skip=clip_skip).conditioner
+    kept = conditioner.encoders[0].model
+    config = copy.deepcopy(kept.config)
+    config.num_hidden_layers += 1
+    whole = CLIPTextModel(config).eval()
+    missing, unexpected = whole.load_state_dict(kept.state_dict(), strict=False)
+    assert unexpected == []
+    assert all(f"layers.{config.num_hidden_layers - 1}." in name for name in missing)
+    ids = conditioner.encoders[0].tokenize(CAPTIONS).flatten(0, 1)
+    states = whole(ids, output_hidden_states=True).hidden_states
+    wanted = kept.final_layer_norm(states[-1 - layers_left_out])
     got = conditioner.encode(CAPTIONS).hidden_states
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.plugins import MixedPrecision
 
 from loralab.data.dataset import Item
 from loralab.errors import UserError
 from loralab.training.callbacks.checkpoint import Checkpoint, checkpoints
 from loralab.training.callbacks.export import Export
+from loralab.training.callbacks.gradient_noise import GradientNoise
 from loralab.training.callbacks.preview import Preview, PreviewOptions
 from loralab.training.callbacks.progress import Progress, clock
 from loralab.training.callbacks.statistics import Statistics
@@ -107,6 +110,53 @@ def test_logged_loss_is_the_mean_of_the_losses_of_the_windows(fit: Make) -> None
     assert logger.entries[1][1]["learning_rate/unet"] == 1e-3
 
 
+def test_the_gradient_norm_of_a_fused_optimizer_is_free_of_the_loss_scale(
+    fit: Make, make_module: Make
+) -> None:
+    norms, noises = [], []
+    for fused in (False, True):  # torch scales down before the step, or in it
+        logger = Memory()
+        fit(
+            Statistics(), GradientNoise(window=2), steps=2, logger=logger, log_every_n_steps=1,
+            module=make_module(optimizer=partial(torch.optim.AdamW, fused=fused), rate=1e-3),
+            plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 1024.0))],
+        )  # fmt: skip
+        figures = [figures for _, figures in logger.entries]
+        norms.append([f["train/gradient_norm"] for f in figures if "train/gradient_norm" in f])
+        noises.append([f["gradient/signal"] for f in figures if "gradient/signal" in f])
+    assert len(norms[0]) == 2
+    assert len(noises[0]) == 1
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert noises[0] == pytest.approx(noises[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(("every", "accumulation"), [(1, 1), (3, 2)])
+def test_no_number_before_anything_was_learnt_is_not_laid_to_the_rate(
+    fit: Make, make_module: Make, every: int, accumulation: int
+) -> None:
+    module = make_module(optimizer=torch.optim.AdamW, rate=1e-3)
+    with torch.no_grad():
+        next(p for p in module.denoiser.parameters() if not p.requires_grad).fill_(torch.nan)
+    with pytest.raises(UserError) as end:
+        fit(Statistics(), module=module, accumulation=accumulation, log_every_n_steps=every)
+    (problem,) = end.value.problems
+    assert problem.key == "model.path"
+    assert problem.message.startswith(f"train/loss is nan at step {every}, and was no number")
+    assert "(images: " in problem.message
+    assert "image_0" in problem.message
+    assert "model.weight_dtype=fp32" in problem.message
+    assert "optimizer.lr" not in problem.message
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_loss_that_training_has_spoilt_is_laid_to_the_rate(
+    fit: Make, make_module: Make, every: int
+) -> None:
+    module = make_module(optimizer=torch.optim.SGD, rate=1e38)
+    with pytest.raises(UserError, match=r"^train/loss is (nan|inf) at step .* lower optimizer\.lr"):
+        fit(Statistics(), module=module, steps=8, log_every_n_steps=every)
+
+
 def test_loss_by_timestep_is_the_mean_error_of_each_quarter(fit: Make) -> None:
     logger, witness = Memory(), Witness()
     fit(Statistics(), witness, steps=6, logger=logger, log_every_n_steps=6)
@@ -128,14 +178,6 @@ def test_images_per_second_counts_images_and_passes_only(fit: Make) -> None:
     ((_, figures),) = logger.entries
     assert figures["speed/images_per_second"] > witness.images / seconds
     assert figures["memory/gib"] > 0.05
-
-
-def test_diverged_loss_stops_the_run_naming_step_and_remedy(fit: Make, make_module: Make) -> None:
-    module = make_module()
-    with torch.no_grad():
-        next(p for p in module.parameters() if p.requires_grad).fill_(float("nan"))
-    with pytest.raises(UserError, match=r"train/loss is nan at step 2.*lower optimizer\.lr"):
-        fit(Statistics(), module=module, logger=Memory(), log_every_n_steps=2)
 
 
 def test_progress_prints_plain_lines_at_its_cadence(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
@@ -47,10 +47,9 @@ def merge_into_base(
             for place in places(key, part)
         }  # fmt: skip
         missing = [
-            Problem(str(path), f"{path} adapts {name}, which {base} does not have.")
+            problem
             for path, adapter in zip(paths, adapters, strict=True)
-            for name in adapter.entries
-            if name not in known
+            for problem in _missing(path, adapter, base, known)
         ]
         if missing:
             raise AdapterError(*missing)
@@ -62,6 +61,21 @@ def merge_into_base(
                 lazy = {key: _added(file, key, part, pairs) for key in file.keys}
                 write(target, lazy, file.metadata, with_hashes=False)
         return len({name for adapter in adapters for name in adapter.entries})
+
+
+def _missing(
+    path: Path, adapter: AdapterFile, base: Path, known: Collection[ModuleName]
+) -> Iterator[Problem]:
+    """Yield one problem a part of which the adapter has modules that the base lacks."""
+    for part in PARTS:
+        own = [name for name in adapter.entries if name.part == part]
+        lost = [name for name in own if name not in known]
+        if lost:
+            text = (
+                f"{path} adapts {len(own)} modules of {part}, {len(lost)} of which {base} does not "
+                f"have (the first is {lost[0].path}); give a base of the adapter's own family."
+            )
+            yield Problem(str(path), text)
 
 
 def extract(

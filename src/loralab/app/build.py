@@ -192,7 +192,7 @@ def build_trainer(
 
 def bare_trainer(config: RunConfig, **own: Any) -> L.Trainer:
     """Return the recipe's Trainer; Lightning's own validation and screen stay off."""
-    arguments = recipe_arguments(config.trainer)
+    arguments = {"devices": 1} | recipe_arguments(config.trainer)  # Lightning would take all GPUs
     arguments |= {
         "max_epochs": -1,
         "limit_val_batches": 0,

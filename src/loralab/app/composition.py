@@ -40,6 +40,7 @@ _PLUGINS = {  # of Hydra -> the extra that brings them
     "hydra/launcher/submitit_local": "cluster",
     "hydra/launcher/submitit_slurm": "cluster",
 }
+INSTEAD_OF_DEMO = "experiment=sd15_style, or ~experiment for neutral settings"
 _PRESETS = ("experiment", "sweep", "hparams_search", "debug")  # groups that a run does without
 
 
@@ -61,9 +62,17 @@ def compose_config(overrides: Sequence[str], *, config_dir: Path | None = None) 
 
 
 def compose_run(
-    overrides: Sequence[str], *, config_dir: Path | None = None
+    overrides: Sequence[str],
+    *,
+    config_dir: Path | None = None,
+    instead_of_demo: str = INSTEAD_OF_DEMO,
 ) -> tuple[DictConfig, list[Problem]]:
     """Return what Hydra composes, still to be parsed, and problems of the chosen presets.
+
+    Args:
+        overrides: What would follow `train.py`.
+        config_dir: A user's own folder of options.
+        instead_of_demo: What to choose where the demo's preset does not fit.
 
     Raises:
         ConfigError: The overrides do not compose; every problem.
@@ -74,7 +83,7 @@ def compose_run(
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             raw = compose("train", overrides=given, return_hydra_config=True)
-        problems = preset_problems(raw.hydra.runtime.choices)
+        problems = preset_problems(raw.hydra.runtime.choices, instead=instead_of_demo)
         with open_dict(raw):
             del raw["hydra"]
     except COMPOSING_ERRORS as error:
@@ -123,13 +132,14 @@ def neutral_config(choices: Iterable[str] = ()) -> DictConfig:
     return plain
 
 
-def preset_problems(choices: Mapping[str, Any]) -> list[Problem]:
+def preset_problems(choices: Mapping[str, Any], *, instead: str = INSTEAD_OF_DEMO) -> list[Problem]:
     """Return a problem when the demo's preset stands under another base.
 
     Its rates, its previews and its one CPU thread would silently become those of a real training.
 
     Args:
         choices: The option chosen in each group.
+        instead: What to add to the command.
     """
     experiment, model = choices.get("experiment"), choices.get("model")
     if experiment not in ("demo", "smoke") or model == "demo":
@@ -138,7 +148,7 @@ def preset_problems(choices: Mapping[str, Any]) -> list[Problem]:
         Problem(
             "experiment",
             f"experiment={experiment} is made for the embedded base, but model={model} was chosen; "
-            "add experiment=sd15_style, or ~experiment for neutral settings.",
+            f"add {instead}.",
         )
     ]
 

@@ -77,7 +77,7 @@ def finish(job: Job, config: RunConfig, folder: RunFolder) -> float | None:
     if not job.has_ended:
         if trainer.is_global_zero:
             print(f"Stopped at step {trainer.global_step} of {trainer.max_steps}. To continue:")
-            print(f"  {_how_to_continue(config, folder)}")
+            print(f"  {how_to_continue(config, folder)}")
         return None
     figures = job.figures
     if trainer.is_global_zero:
@@ -99,7 +99,8 @@ def finish(job: Job, config: RunConfig, folder: RunFolder) -> float | None:
     return -value if value is not None and config.optimized_metric in RESULT_METRICS else value
 
 
-def _how_to_continue(config: RunConfig, folder: RunFolder) -> str:
+def how_to_continue(config: RunConfig, folder: RunFolder) -> str:
+    """Return what to type for the rest of a run."""
     if folder.path.parent == Path(config.output_dir) / config.name:
         return f"the same command with run_id={folder.path.name} resume=auto"
     return f"python train.py 'resume=\"{folder.path}\"'"  # a sweep's folders have = in their names

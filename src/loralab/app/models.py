@@ -11,6 +11,7 @@ from loralab.config.records import RunConfig
 from loralab.errors import ConfigError, Problem
 from loralab.models.attention import attention_problem
 from loralab.models.family import ModelFacts
+from loralab.models.mixing import mixing_problem
 from loralab.models.source import ModelPlace
 
 DTYPES = {
@@ -48,9 +49,13 @@ def check_model(config: RunConfig, facts: ModelFacts | None) -> None:
         ConfigError: Every option that does not fit.
     """
     model, problems = config.model, []
-    dtype = AUTOCAST.get(str(config.trainer.get("precision")), DTYPES[model.weight_dtype])
-    if problem := attention_problem(
-        model.attention.name, dtype=dtype, device=training_device(config)
+    stored, device = DTYPES[model.weight_dtype], training_device(config)
+    precision = str(config.trainer.get("precision"))
+    autocast = AUTOCAST.get(precision)
+    if problem := attention_problem(model.attention.name, dtype=autocast or stored, device=device):
+        problems.append(problem)
+    if autocast is not None and (
+        problem := mixing_problem(stored, autocast, precision=precision, device=device)
     ):
         problems.append(problem)
     if facts is not None and not 1 <= (model.clip_skip or 1) <= facts.num_text_layers:

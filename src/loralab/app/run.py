@@ -39,6 +39,7 @@ def run(raw: Mapping[str, Any] | DictConfig, *, sweep_folder: Path | None = None
     quiet_libraries()
     from loralab.app.dry_run import show_dry_run
     from loralab.app.lifecycle import finish, start, train  # torch and friends load here
+    from loralab.app.memory import memory_told
     from loralab.app.preflight import preflight
     from loralab.app.report import show_plan
 
@@ -49,16 +50,17 @@ def run(raw: Mapping[str, Any] | DictConfig, *, sweep_folder: Path | None = None
         if is_main_process():
             show_dry_run(config, survey)
         return None
-    with removed_if_refused(folder):
-        if is_main_process():
-            remove_leftovers(folder)
-            open_log(folder.path)
-            write_text(folder.path / CONFIG_FILE, to_yaml(config))
-            write_text(folder.path / SETTINGS_FILE, settings_json(config))
-            hand_over(folder)
-        job = start(config, survey, folder)  # weights
-    train(job, folder)
-    metric = finish(job, config, folder)
+    with memory_told(config, folder):
+        with removed_if_refused(folder):
+            if is_main_process():
+                remove_leftovers(folder)
+                open_log(folder.path)
+                write_text(folder.path / CONFIG_FILE, to_yaml(config))
+                write_text(folder.path / SETTINGS_FILE, settings_json(config))
+                hand_over(folder)
+            job = start(config, survey, folder)  # weights
+        train(job, folder)
+        metric = finish(job, config, folder)
     if sweep_folder is not None and not job.has_ended:
         raise KeyboardInterrupt  # who stops a job does not want the next one
     return metric

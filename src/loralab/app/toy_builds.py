@@ -50,7 +50,7 @@ def check_recipes(config: RunConfig) -> None:
 
 
 def num_devices(config: RunConfig) -> int:
-    """Return how many devices share the work, as far as the configuration says."""
+    """Return how many devices share the work; what is no such number is refused elsewhere."""
     devices = config.trainer.get("devices", 1)
     return devices if isinstance(devices, int) and devices > 0 else 1
 
@@ -119,9 +119,17 @@ def _device_problems(recipe: dict[str, Any]) -> Iterator[Problem]:
             f"trainer.accelerator is {accelerator}, but torch finds no GPU; use trainer=cpu, or "
             "mend the driver.",
         )
+    if (nodes := recipe.get("num_nodes", 1)) != 1:
+        yield Problem(
+            "trainer.num_nodes",
+            f"trainer.num_nodes is {nodes!r}; a run stays on one machine: leave it out, or set it "
+            "to 1.",
+        )
     if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
         yield Problem(
-            "trainer.devices", f"trainer.devices is {devices!r}; it must be a whole number above 0."
+            "trainer.devices",
+            f"trainer.devices is {devices!r}; it must be a whole number above 0: how many share "
+            "the work. CUDA_VISIBLE_DEVICES says which.",
         )
         return
     present = _num_present(accelerator)

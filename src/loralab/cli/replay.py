@@ -31,7 +31,10 @@ def replay(
     from loralab.app.composition import compose_run
     from loralab.errors import ConfigError
 
-    raw, problems = compose_run(overrides or [])  # refused before torch loads
+    raw, problems = compose_run(  # refused before torch loads
+        overrides or [],
+        instead_of_demo="~experiment, or the experiment of the run that was recorded",
+    )
     if problems:
         raise ConfigError(*problems)
     from loralab.app.replay import replay_run

@@ -14,7 +14,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from loralab.training.callbacks.steps import StepCallback
+from loralab.training.callbacks.steps import StepCallback, gradient_scale
 
 MEMORY = 0.9  # share of the old estimates in the new ones; a single window says little
 
@@ -79,6 +79,8 @@ class GradientNoise(StepCallback):
             torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad
             for p in parameters
         ]
+        if (scale := gradient_scale(trainer, optimizer)) != 1.0:
+            gradients = [gradient / scale for gradient in gradients]
         norms = torch.stack(list(torch._foreach_norm(gradients)))
         self._squares += float(norms.square().sum())
         if self._sums:

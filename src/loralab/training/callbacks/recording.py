@@ -42,7 +42,7 @@ class MicroStepCallback(StepCallback):
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any
     ) -> None:
         """Take the norm and the rates; clipping comes afterwards."""
-        self.norm = gradient_norm(optimizer)
+        self.norm = gradient_norm(trainer, optimizer)
         self.rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
 
     def on_train_batch_end(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as L
@@ -21,6 +22,7 @@ from loralab.training.callbacks.steps import StepCallback, gradient_norm
 from loralab.training.module import LoRATrainingModule
 
 NUM_BANDS = 4
+MOST_NAMED = 5  # images of a first step that gave no number
 
 
 class Statistics(StepCallback):
@@ -34,6 +36,7 @@ class Statistics(StepCallback):
         self._images, self._seconds, self._started = 0, 0.0, 0.0
         self._grad_norm: Tensor | None = None
         self._rates: dict[str, float] = {}
+        self._untrained: list[tuple[list[str], Tensor]] = []  # images of the first step, errors
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Move the sums to where the losses are."""
@@ -57,7 +60,7 @@ class Statistics(StepCallback):
                 for group in optimizer.param_groups
                 if "d" in group
             }
-            self._grad_norm = gradient_norm(optimizer)
+            self._grad_norm = gradient_norm(trainer, optimizer)
 
     def on_train_batch_end(
         self,
@@ -70,6 +73,9 @@ class Statistics(StepCallback):
         """Add this micro-batch."""
         assert isinstance(module, LoRATrainingModule)
         self._add(module, batch)
+        if self._last_step == 0:
+            assert module.last is not None
+            self._untrained.append((batch.get("names") or batch["keys"], module.last.error))
         self._seconds += time.perf_counter() - self._started
         self._images += len(batch["keys"])
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
@@ -110,7 +116,7 @@ class Statistics(StepCallback):
         world = trainer.world_size
         self.loss = loss / (steps / world)
         if not math.isfinite(self.loss):
-            raise UserError(_diverged(self.loss, trainer.global_step))
+            raise UserError(self._not_finite(self.loss, trainer))
         self.images_per_second = self._images * world / max(self._seconds, 1e-9)
         figures: dict[str, float] = {
             "train/loss": self.loss,
@@ -134,6 +140,30 @@ class Statistics(StepCallback):
             logger.log_metrics(figures, step=trainer.global_step)
         self._sums.zero_()
         self._images, self._seconds = 0, 0.0
+
+    def _not_finite(self, loss: float, trainer: L.Trainer) -> Problem:
+        """Say whether training did it, or the base and the images before anything was learnt."""
+        names = [
+            name
+            for batch, errors in self._untrained
+            for name, is_sound in zip(batch, errors.isfinite().tolist(), strict=True)
+            if not is_sound
+        ]
+        found = torch.tensor(float(len(names)), device=self._sums.device)
+        if float(trainer.strategy.reduce(found, reduce_op="sum")) == 0:  # on no device
+            return _diverged(loss, trainer.global_step)
+        return _broken_from_the_start(loss, names, trainer)
+
+
+def _broken_from_the_start(loss: float, names: Sequence[str], trainer: L.Trainer) -> Problem:
+    shown = ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+    return Problem(
+        "model.path",
+        f"train/loss is {loss} at step {trainer.global_step}, and was no number in the first step, "
+        f"before anything was learnt{f' (images: {shown})' if names else ''}: the rate is not at "
+        "fault. Look at these images, set model.weight_dtype=fp32 and trainer.precision=32-true "
+        f"(it is {trainer.precision}), or check the weights of model.path and adapter.init_from.",
+    )
 
 
 def _diverged(loss: float, step: int) -> Problem:

@@ -35,8 +35,23 @@ class StepCallback(L.Callback):
         """Take notice; ``trainer.global_step`` counts the step that has been taken."""
 
 
-def gradient_norm(optimizer: Any) -> Tensor | None:
+def gradient_scale(trainer: L.Trainer, optimizer: Any) -> float:
+    """Return what the gradients are too long by before an optimizer step, 1 as a rule.
+
+    With `16-mixed` the loss is scaled up. Lightning scales the gradients down before its hook,
+    except for optimizers that do so in their own step: fused ones.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return 1.0
+    return float(scaler.get_scale())
+
+
+def gradient_norm(trainer: L.Trainer, optimizer: Any) -> Tensor | None:
     """Return the norm () of all gradients together, over all parameter groups; None without any."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
     present = [gradient for gradient in gradients if gradient is not None]
-    return torch.stack(list(torch._foreach_norm(present))).norm() if present else None
+    if not present:
+        return None
+    norm: Tensor = torch.stack(list(torch._foreach_norm(present))).norm()
+    return norm / gradient_scale(trainer, optimizer)
