@@ -20,6 +20,7 @@ from tests.integration.artifacts import (
 )
 from tests.integration.cli import Cli, tiny_run
 from tests.tiny import make_images
+from tests.tiny_clip import make_tiny_clip
 
 pytestmark = pytest.mark.xdist_group("resume")
 
@@ -136,6 +137,40 @@ def test_run_killed_while_a_file_is_written_leaves_those_of_a_whole_run(
     assert differing(adapter(expected), adapter(folder)) == []
     shown = folder / "preview.png", expected / "preview.png"
     assert shown[0].read_bytes() == shown[1].read_bytes()
+
+
+def test_run_killed_after_its_last_checkpoint_has_drawn_and_judged_the_end(
+    cli: Cli, tiny: list[str], output: Path, tmp_path: Path
+) -> None:
+    """Lightning skips a run whose steps are done, so nothing of the end may come later."""
+    command = [
+        *tiny, "run_id=a", "preview.prompts=[a red circle]", "preview.steps=1",
+        f"result_metrics.clip_path={make_tiny_clip(tmp_path / 'clip')}",
+        "validation.keep_best=true",
+    ]  # fmt: skip
+    folder, whole = output / "smoke" / "a", tmp_path / "whole" / "smoke" / "a"
+    assert cli(*command, f"output_dir={tmp_path / 'whole'}").code == 0
+    process = cli.start(*command)
+    process.wait_for((folder / "checkpoints" / "step-000004.ckpt").is_file)
+    process.send(signal.SIGKILL)
+    process.wait()
+
+    outcome = cli(*command, "resume=auto")
+
+    assert outcome.code == 0, outcome.text
+    assert names(folder) == names(whole)
+    assert pictures(folder) == pictures(whole) == {"preview/a red circle": [0, 4]}
+    assert curves(folder) == curves(whole)
+    ours, theirs = (json.loads((at / "run.json").read_text()) for at in (folder, whole))
+    assert ours["metrics"] == theirs["metrics"]
+    assert "result/clip_prompt" in ours["metrics"]
+    for card in ("smoke.md", "smoke-best.md"):
+        ours, theirs = (
+            [line for line in (at / "adapters" / card).read_text().splitlines()
+             if ".safetensors" not in line]  # their hashes cover the time of writing
+            for at in (folder, whole)
+        )  # fmt: skip
+        assert ours == theirs
 
 
 def test_resume_takes_the_path_of_a_checkpoint(
