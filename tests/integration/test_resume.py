@@ -6,9 +6,11 @@ import json
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.integration.artifacts import (
     adapter,
@@ -313,16 +315,64 @@ def test_changed_images_are_refused_by_name(
         assert words in outcome.text, outcome.text
 
 
-def test_damaged_checkpoint_is_refused(cli: Cli, settings: list[str], interrupted: Path) -> None:
-    path = interrupted / "run" / "a" / "checkpoints" / "step-000006.ckpt"
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
-    outcome = cli(*settings, f"output_dir={interrupted}", "run_id=a", "resume=auto")
 
-    assert outcome.code == 2
-    assert str(path) in outcome.text
-    assert "damaged" in outcome.text
-    assert "Traceback" not in outcome.text
+def turn_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def drop_optimizer(path: Path) -> None:
+    torch.save({**torch.load(path, weights_only=True), "optimizer_states": []}, path)
+
+
+def drop_moments(path: Path) -> None:
+    content = torch.load(path, weights_only=True)
+    content["optimizer_states"][0]["state"] = {}
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize("damage", [truncate, turn_a_bit, drop_optimizer, drop_moments])
+def test_damaged_checkpoint_names_the_older_one_that_is_whole(
+    cli: Cli, settings: list[str], reference: Path, interrupted: Path,
+    damage: Callable[[Path], None],
+) -> None:  # fmt: skip
+    command = [*settings, f"output_dir={interrupted}", "run_id=a"]
+    folder = interrupted / "run" / "a"
+    older, path = (folder / "checkpoints" / f"step-00000{n}.ckpt" for n in (3, 6))
+    damage(path)
+
+    refused = cli(*command, "resume=auto")
+
+    assert refused.code == 2
+    text = " ".join(refused.text.split())
+    assert f"resume: {path} is damaged or not a checkpoint of loralab; set " in text
+    (remedy,) = re.findall(r"set (resume=\S+) to", text)
+    assert remedy == f"resume={older}"
+    assert "one problem" in text
+    assert "Traceback" not in text
+    outcome = cli(*command, remedy)
+    assert outcome.code == 0, outcome.text
+    assert differing(adapter(reference / "run" / "a"), adapter(folder)) == []
+    assert curves(folder) == curves(reference / "run" / "a")
+
+
+def test_damaged_checkpoints_without_a_whole_one_lead_to_a_new_run(
+    cli: Cli, settings: list[str], interrupted: Path
+) -> None:
+    command = [*settings, f"output_dir={interrupted}"]
+    for path in (interrupted / "run" / "a" / "checkpoints").glob("step-*.ckpt"):
+        truncate(path)
+
+    refused = cli(*command, "run_id=a", "resume=auto")
+
+    assert refused.code == 2
+    assert "step-000006.ckpt is damaged" in refused.text
+    assert "no other one is whole; start a new run without resume and run_id" in refused.text
+    assert cli(*command, "check_only=true").code == 0
 
 
 def test_run_killed_after_its_last_step_is_still_exported(
