@@ -6,9 +6,11 @@ import json
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.integration.artifacts import (
     adapter,
@@ -20,6 +22,7 @@ from tests.integration.artifacts import (
 )
 from tests.integration.cli import Cli, tiny_run
 from tests.tiny import make_images
+from tests.tiny_clip import make_tiny_clip
 
 pytestmark = pytest.mark.xdist_group("resume")
 
@@ -136,6 +139,40 @@ def test_run_killed_while_a_file_is_written_leaves_those_of_a_whole_run(
     assert differing(adapter(expected), adapter(folder)) == []
     shown = folder / "preview.png", expected / "preview.png"
     assert shown[0].read_bytes() == shown[1].read_bytes()
+
+
+def test_run_killed_after_its_last_checkpoint_has_drawn_and_judged_the_end(
+    cli: Cli, tiny: list[str], output: Path, tmp_path: Path
+) -> None:
+    """Lightning skips a run whose steps are done, so nothing of the end may come later."""
+    command = [
+        *tiny, "run_id=a", "preview.prompts=[a red circle]", "preview.steps=1",
+        f"result_metrics.clip_path={make_tiny_clip(tmp_path / 'clip')}",
+        "validation.keep_best=true",
+    ]  # fmt: skip
+    folder, whole = output / "smoke" / "a", tmp_path / "whole" / "smoke" / "a"
+    assert cli(*command, f"output_dir={tmp_path / 'whole'}").code == 0
+    process = cli.start(*command)
+    process.wait_for((folder / "checkpoints" / "step-000004.ckpt").is_file)
+    process.send(signal.SIGKILL)
+    process.wait()
+
+    outcome = cli(*command, "resume=auto")
+
+    assert outcome.code == 0, outcome.text
+    assert names(folder) == names(whole)
+    assert pictures(folder) == pictures(whole) == {"preview/a red circle": [0, 4]}
+    assert curves(folder) == curves(whole)
+    ours, theirs = (json.loads((at / "run.json").read_text()) for at in (folder, whole))
+    assert ours["metrics"] == theirs["metrics"]
+    assert "result/clip_prompt" in ours["metrics"]
+    for card in ("smoke.md", "smoke-best.md"):
+        ours, theirs = (
+            [line for line in (at / "adapters" / card).read_text().splitlines()
+             if ".safetensors" not in line]  # their hashes cover the time of writing
+            for at in (folder, whole)
+        )  # fmt: skip
+        assert ours == theirs
 
 
 def test_resume_takes_the_path_of_a_checkpoint(
@@ -278,16 +315,64 @@ def test_changed_images_are_refused_by_name(
         assert words in outcome.text, outcome.text
 
 
-def test_damaged_checkpoint_is_refused(cli: Cli, settings: list[str], interrupted: Path) -> None:
-    path = interrupted / "run" / "a" / "checkpoints" / "step-000006.ckpt"
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
-    outcome = cli(*settings, f"output_dir={interrupted}", "run_id=a", "resume=auto")
 
-    assert outcome.code == 2
-    assert str(path) in outcome.text
-    assert "damaged" in outcome.text
-    assert "Traceback" not in outcome.text
+def turn_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def drop_optimizer(path: Path) -> None:
+    torch.save({**torch.load(path, weights_only=True), "optimizer_states": []}, path)
+
+
+def drop_moments(path: Path) -> None:
+    content = torch.load(path, weights_only=True)
+    content["optimizer_states"][0]["state"] = {}
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize("damage", [truncate, turn_a_bit, drop_optimizer, drop_moments])
+def test_damaged_checkpoint_names_the_older_one_that_is_whole(
+    cli: Cli, settings: list[str], reference: Path, interrupted: Path,
+    damage: Callable[[Path], None],
+) -> None:  # fmt: skip
+    command = [*settings, f"output_dir={interrupted}", "run_id=a"]
+    folder = interrupted / "run" / "a"
+    older, path = (folder / "checkpoints" / f"step-00000{n}.ckpt" for n in (3, 6))
+    damage(path)
+
+    refused = cli(*command, "resume=auto")
+
+    assert refused.code == 2
+    text = " ".join(refused.text.split())
+    assert f"resume: {path} is damaged or not a checkpoint of loralab; set " in text
+    (remedy,) = re.findall(r"set (resume=\S+) to", text)
+    assert remedy == f"resume={older}"
+    assert "one problem" in text
+    assert "Traceback" not in text
+    outcome = cli(*command, remedy)
+    assert outcome.code == 0, outcome.text
+    assert differing(adapter(reference / "run" / "a"), adapter(folder)) == []
+    assert curves(folder) == curves(reference / "run" / "a")
+
+
+def test_damaged_checkpoints_without_a_whole_one_lead_to_a_new_run(
+    cli: Cli, settings: list[str], interrupted: Path
+) -> None:
+    command = [*settings, f"output_dir={interrupted}"]
+    for path in (interrupted / "run" / "a" / "checkpoints").glob("step-*.ckpt"):
+        truncate(path)
+
+    refused = cli(*command, "run_id=a", "resume=auto")
+
+    assert refused.code == 2
+    assert "step-000006.ckpt is damaged" in refused.text
+    assert "no other one is whole; start a new run without resume and run_id" in refused.text
+    assert cli(*command, "check_only=true").code == 0
 
 
 def test_run_killed_after_its_last_step_is_still_exported(

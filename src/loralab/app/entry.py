@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from loralab.app.composition import COMPOSING_ERRORS, composition_problems, preset_problems
 from loralab.app.exits import CRASH, INTERRUPTED, USER_ERROR, exit_codes, refuse, tell
 from loralab.app.logs import report_crash
+from loralab.app.processes import is_main_process
 from loralab.config.parse import parse_config
 from loralab.config.store import conf_dir, register
 from loralab.errors import Collector, Problem, UserError
@@ -37,8 +38,8 @@ def main() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     sys.argv[1:] = ["record=true" if word == "--record" else word for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
-    if problems := _foreign_folders(sys.argv[1:]):
-        refuse(problems)
+    if is_main_process() and (problems := _foreign_folders(sys.argv[1:])):
+        refuse(problems)  # Lightning gives the processes that it starts a folder of Hydra's
     with tempfile.NamedTemporaryFile(prefix="loralab-jobs-") as jobs:
         os.environ[_JOBS] = jobs.name
         _run_task()

@@ -21,6 +21,7 @@ from loralab.app.metadata import image_counts, session_id
 from loralab.app.preflight import Survey
 from loralab.app.processes import is_main_process
 from loralab.app.report import show_account, show_cache, show_outcome
+from loralab.app.resume import resume_word
 from loralab.app.schedule import draw_schedule
 from loralab.config.parse import to_plain
 from loralab.config.records import RunConfig
@@ -103,7 +104,7 @@ def how_to_continue(config: RunConfig, folder: RunFolder) -> str:
     """Return what to type for the rest of a run."""
     if folder.path.parent == Path(config.output_dir) / config.name:
         return f"the same command with run_id={folder.path.name} resume=auto"
-    return f"python train.py 'resume=\"{folder.path}\"'"  # a sweep's folders have = in their names
+    return f"python train.py {resume_word(folder.path)}"
 
 
 def _note(folder: Path, **facts: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile, ZipFile
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -128,15 +130,46 @@ def _read_checkpoint(path: Path, *, mmap: bool = False) -> object:
 
 
 def checkpoint_problem(path: Path) -> Problem | None:
-    """Return a problem when a checkpoint cannot be read."""
-    content = _read_checkpoint(path)
-    if isinstance(content, Mapping) and content.keys() >= _PARTS:
+    """Return a problem when a checkpoint cannot be read; it names the newest one that can."""
+    from loralab.training.callbacks.checkpoint import checkpoints
+
+    if _is_whole(path):
         return None
-    return Problem(
-        "resume",
-        f"resume: {path} is damaged or not a checkpoint of loralab; delete it to continue from the "
-        "one before, or start a new run without resume.",
-    )
+    others = [other for other in reversed(checkpoints(path.parent)) if other != path]
+    whole = next((other for other in others if _is_whole(other)), None)
+    if whole is None:
+        remedy = "no other one is whole; start a new run without resume and run_id."
+    else:
+        remedy = f"set {resume_word(whole)} to continue from the newest one that is whole."
+    sentence = f"resume: {path} is damaged or not a checkpoint of loralab; {remedy}"
+    return Problem("resume", sentence)
+
+
+def resume_word(path: Path) -> str:
+    """Return the word of a command line that continues from a path, quoted if it has to be."""
+    is_plain = re.fullmatch(r"[\w./-]+", str(path))  # a sweep's folders have = in their names
+    return f"resume={path}" if is_plain else f"'resume=\"{path}\"'"
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a checkpoint holds all parts, and what its optimizer remembers."""
+    content = _read_checkpoint(path) if _sums_are_right(path) else None
+    if not isinstance(content, Mapping) or not content.keys() >= _PARTS:
+        return False
+    match content["optimizer_states"]:
+        case [{"state": memory, "param_groups": [*groups]}]:
+            remembers = any(group.get("betas") or group.get("momentum") for group in groups)
+            return bool(memory) or not remembers
+    return False
+
+
+def _sums_are_right(path: Path) -> bool:
+    """Tell whether a checkpoint's bytes are those that were written; torch 2.13 does not look."""
+    try:
+        with ZipFile(path) as content:
+            return content.testzip() is None
+    except (BadZipFile, OSError):
+        return False
 
 
 def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

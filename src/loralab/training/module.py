@@ -107,6 +107,7 @@ class LoRATrainingModule(L.LightningModule):
         self.last: MicroBatchRecord | None = None
         self._codec: list[LatentCodec] = []  # in a list, so that it is no submodule
         self._batch_checked = False
+        self._figures: dict[str, float] = {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the micro-batch's share of its window's loss, ready for Lightning's averaging."""
@@ -183,10 +184,21 @@ class LoRATrainingModule(L.LightningModule):
         return None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the weights that an export takes, where they are not the live ones."""
+        """Add the latest figures, and the weights that an export takes, if not the live ones."""
         average = self._average_for("export")
         if average is not None:
             checkpoint["export_weights"] = copy_of(average)
+        figures = self.trainer.callback_metrics.items()
+        checkpoint["figures"] = {name: float(value) for name, value in figures}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the latest figures until Lightning has forgotten those of runs before."""
+        self._figures = dict(checkpoint.get("figures", {}))
+
+    def on_fit_start(self) -> None:
+        """Report the figures of the checkpoint, which files name until there are newer ones."""
+        figures = {name: torch.tensor(value) for name, value in self._figures.items()}
+        self.trainer.callback_metrics.update(figures)
 
     # -- the parts of a step ------------------------------------------------------------------
 

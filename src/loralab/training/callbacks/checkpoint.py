@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as L
 
+from loralab.training.callbacks.early_stopping import has_ended
 from loralab.training.callbacks.steps import StepCallback
 from loralab.training.run_files import unwritable
 
@@ -49,8 +50,14 @@ class Checkpoint(StepCallback):
             self._handlers[number] = signal.signal(number, self._request_stop)
 
     def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Save when it is time, or when the run was asked to stop."""
+        """Save when it is time, or when the run was asked to stop.
+
+        The end is saved by `on_train_end`, after its pictures: Lightning does nothing any more for
+        a run that continues there.
+        """
         trainer.should_stop |= stop_requested(trainer)
+        if has_ended(trainer):
+            return
         if trainer.global_step % self.every_n_steps == 0 or trainer.should_stop:
             self._save(trainer)
 

@@ -15,7 +15,6 @@ import torch
 
 from loralab.adapters.inject import adapter_disabled
 from loralab.diffusion.timesteps import fixed_strata
-from loralab.training.callbacks.checkpoint import stop_requested
 from loralab.training.callbacks.steps import StepCallback
 from loralab.training.loader import ResumableLoader
 from loralab.training.module import LoRATrainingModule
@@ -72,16 +71,12 @@ class Validation(StepCallback):
             num_timesteps=module.objective.schedule.num_timesteps,
         )
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Make up for a validation that was due when the run was stopped."""
-        super().on_train_start(trainer, module)
-        if self._is_due(trainer):
-            self.validate(trainer, module)
-
     def on_step_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Validate when it is time, unless the run was asked to stop before its end."""
-        at_end = trainer.global_step >= trainer.max_steps
-        if self._is_due(trainer) and (at_end or not stop_requested(trainer)):
+        """Validate when it is time; the step is not done before, and not saved, if asked to stop.
+
+        A run that continues would otherwise log the step twice, if it is killed in turn.
+        """
+        if self._is_due(trainer):
             self.validate(trainer, module)
 
     def validate(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -136,8 +131,6 @@ class Validation(StepCallback):
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step
-        if step == 0 or (self.history and self.history[-1].step == step):
-            return False
         on_cadence = self.every_n_steps is not None and step % self.every_n_steps == 0
         return on_cadence or step >= trainer.max_steps
 
