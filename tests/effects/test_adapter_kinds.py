@@ -363,11 +363,12 @@ LOG = ("logger=csv", "trainer.max_steps=3")
 @effect("callbacks.dead_adapters", "callbacks.dead_adapters.after_steps")
 def test_adapters_that_do_not_move_are_named_after_some_steps(tiny: Tiny) -> None:
     # So low a rate leaves the text encoder's float32 weights at zero while the UNet's move.
-    said = tiny.run("callbacks.dead_adapters.after_steps=2", "adapter.text_encoder.lr=1e-60").stdout
+    slow = "adapter.text_encoder.lr=1e-60"
+    said = tiny.run("callbacks.dead_adapters.after_steps=2", slow).stdout
     assert "8 of 8 adapters of text_encoder did not move in 2 steps" in said
     assert "adapters of unet" not in said
-    later = tiny.run("callbacks.dead_adapters.after_steps=9", "adapter.text_encoder.lr=1e-60").stdout
-    none = tiny.run("callbacks.dead_adapters=null", "adapter.text_encoder.lr=1e-60").stdout
+    later = tiny.run("callbacks.dead_adapters.after_steps=9", slow).stdout
+    none = tiny.run("callbacks.dead_adapters=null", slow).stdout
     assert "did not move" not in later + none
 
 
