@@ -115,7 +115,7 @@ def memory(output: Path) -> Iterator[str]:
         limit = 4 * tensor + (0 if "--base" in command else size)
         figures = (f"{number / MIB:.0f}" for number in (peak, peak - floor, size, limit))
         yield f"| `{name}` | {' | '.join(figures)} | {seconds:.0f} |"
-    yield "\nA merged base is written while it is made, so its size does not count for it."
+    yield "\nOutputs are written while they are made. A merged base's size is not in its limit."
 
 
 def broken(output: Path) -> Iterator[str]:
