@@ -43,7 +43,7 @@ RECORDS = {
     "null for a group": ("data.captions=null", ["data.captions is 'null'", "a group of keys"]),
     "below the range": ("data.batch_size=0", ["data.batch_size is 0", "at least 1"]),
     "above the range": ("adapter.dropout=1.0", ["adapter.dropout is 1.0", "0 and 0.999"]),
-    "not a number": ("adapter.alpha=nan", ["adapter.alpha is nan", "at least"]),
+    "not a number": ("adapter.alpha=nan", ["adapter.alpha is nan", "a finite number"]),
     "folder of Hydra": (
         "hydra.run.dir=x adapter.rank=2",
         ["hydra.run.dir has no use here", "output_dir, name and run_id"],

@@ -115,10 +115,19 @@ def test_killed_and_continued_run_equals_the_uninterrupted_one(
     assert names(folder) == names(expected)
 
 
-@pytest.mark.parametrize("file", ["previews/step-000000.png", "previews/step-000006.png",
-                                  "adapters/run-step000006", "adapters/run-step000006.diffusers",
-                                  "checkpoints/best-000003", "checkpoints/step-000006",
-                                  "adapters/run.", "preview.png"])  # fmt: skip
+SLOW = ("previews/step-000000.png", "adapters/run-step000006.diffusers",
+        "checkpoints/best-000003", "adapters/run-step000006", "preview.png")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "previews/step-000006.png",
+        "checkpoints/step-000006",
+        "adapters/run.",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    ],
+)
 def test_run_killed_while_a_file_is_written_leaves_those_of_a_whole_run(
     cli: Cli, settings: list[str], reference: Path, output: Path, file: str
 ) -> None:
@@ -335,7 +344,15 @@ def drop_moments(path: Path) -> None:
     torch.save(content, path)
 
 
-@pytest.mark.parametrize("damage", [truncate, turn_a_bit, drop_optimizer, drop_moments])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        drop_moments,
+        pytest.param(turn_a_bit, marks=pytest.mark.slow),
+        pytest.param(drop_optimizer, marks=pytest.mark.slow),
+    ],
+)
 def test_damaged_checkpoint_names_the_older_one_that_is_whole(
     cli: Cli, settings: list[str], reference: Path, interrupted: Path,
     damage: Callable[[Path], None],

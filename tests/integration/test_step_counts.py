@@ -68,7 +68,10 @@ def worked_out(accumulation: int) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("accumulation", STEPS_PER_EPOCH)
-@pytest.mark.parametrize("killed_in", [None, 1], ids=["whole", "killed"])
+@pytest.mark.parametrize(
+    "killed_in",
+    [pytest.param(None, id="whole"), pytest.param(1, id="killed", marks=pytest.mark.slow)],
+)
 def test_a_step_is_counted_once_in_all_places(
     cli: Cli, tiny: list[str], output: Path, accumulation: int, killed_in: int | None
 ) -> None:

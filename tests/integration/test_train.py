@@ -39,10 +39,12 @@ def test_smoke_on_the_demo_base_ends_with_two_files_and_says_what_to_do_next(
         "config.yaml",
         "data.json",
         "hparams.yaml",
+        "images.json",
         "lr.png",
         "run.json",
         "settings.json",
         "train.log",
+        "validation.json",
     ]
     for line in (folder / "train.log").read_text().splitlines():
         assert "INFO loralab: epoch" in line, "a run that went well has nothing else to tell"
