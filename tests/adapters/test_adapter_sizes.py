@@ -137,7 +137,7 @@ def test_merging_takes_no_more_memory_than_a_module_needs(tmp_path: Path, rank: 
         _peak("merge", file, file, "--out", tmp_path / f"out-{file.stem}.safetensors", *options)
         for file in (whole, small)
     ]
-    assert peaks[0] - peaks[1] < 8 * 2**20
+    assert peaks[0] - peaks[1] < 24 * 2**20, "less than the output alone"
 
 
 def _many(path: Path, count: int) -> Path:
