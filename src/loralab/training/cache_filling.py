@@ -37,7 +37,7 @@ def fill_cache(
         cache: The cache.
         entries: Everything that it must hold; entries of one key count once.
         load_codec: Loads the VAE, onto its device; called only when something is missing.
-        num_workers: Threads that decode ahead; 0 decodes and encodes in turns.
+        num_workers: Threads that decode ahead; there is always one.
         skips_bad: Leave images out that cannot be read or encoded; the cache keeps the reasons, and
             tells whoever asks for them.
         report: Called with the number of entries done and their total.
@@ -133,11 +133,7 @@ def _decoded(
 ) -> Iterator[list[tuple[CacheEntry, Tensor | None]]]:
     """Yield each batch with its pixels, None for a bad image, the next under way in threads."""
     read = partial(_pixels, told=told)
-    if not num_workers:
-        for batch in batches:
-            yield [(entry, read(entry)) for entry in batch]
-        return
-    with ThreadPoolExecutor(num_workers) as pool:  # Pillow lets other threads run
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:  # Pillow lets other threads run
         started = ([(entry, pool.submit(read, entry)) for entry in batch] for batch in batches)
         try:
             now = next(started, None)
