@@ -41,7 +41,7 @@ ROOMS = {
     "demo.scripts": {"demo", *BELOW_APP},
     "demo.evaluation": {"demo", "demo.scripts", *BELOW_APP},
     "errors": set[str](),
-    "files": set[str](),
+    "files": {"errors"},
 }
 
 # Library -> its homes: a room, or one module or package inside a room.

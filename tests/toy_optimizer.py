@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -36,9 +37,16 @@ def installed(name: str) -> dict[str, Any]:
     package = found["_target_"].partition(".")[0]
     if find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    if "Paged" in found["_target_"] and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
     return found
+
+
+def tried(*values: str) -> ParameterSet:
+    """Return a test's parameters, the first a recipe's name; pages of memory need a GPU."""
+    marks = [pytest.mark.gpu] if "Paged" in recipe(values[0])["_target_"] else []
+    return pytest.param(*values, marks=marks)
+
+
+TRIED = [tried(name) for name in RECIPES]
 
 
 class Toy:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor
 
 from loralab.errors import ConfigError
 from tests.effects.registry import effect
 from tests.effects.runs import Tiny
-from tests.toy_optimizer import RECIPES, Toy, installed, recipe
+from tests.toy_optimizer import RECIPES, Toy, installed, recipe, tried
 
 OTHER: dict[str, Any] = {
     "lr": 0.5, "betas": [0.5, 0.6], "weight_decay": 0.3, "eps": 0.1, "momentum": 0.3,
@@ -33,9 +34,9 @@ NEEDS = {  # argument -> what must be set for it to be read
 }
 
 
-def cases() -> list[tuple[str, str]]:
+def cases() -> list[ParameterSet]:
     return [
-        (name, argument)
+        tried(name, argument)
         for name in RECIPES
         for argument in recipe(name)
         if not argument.startswith("_") and argument not in ELSEWHERE

@@ -17,14 +17,13 @@ from loralab.adapters.export import parse_adapter
 from loralab.adapters.inject import adapter_disabled
 from loralab.adapters.merged import merged
 from loralab.app.demo_run import read_run
-from loralab.app.folders import storage_problem, write_text
 from loralab.app.objective import build_schedule, sampling_config
 from loralab.config.parse import to_plain
 from loralab.config.records import RunConfig
 from loralab.demo.evaluation.procedure import OWN_WORD, STYLE, TRIGGER, Evaluation, evaluate
 from loralab.demo.evaluation.scores import Score
 from loralab.errors import UserError
-from loralab.files import replacing
+from loralab.files import replacing, storage_problem, write_text
 from loralab.models.family import ModelFamily
 from loralab.models.registry import load_family
 from loralab.training.outcome import log_outcome

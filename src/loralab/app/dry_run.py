@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loralab.app.captions import tag_counts, training_sources
 from loralab.app.composition import compose_config
-from loralab.app.folders import CONFIG_FILE, choose_folder, write_text
+from loralab.app.folders import CONFIG_FILE, choose_folder
 from loralab.app.preflight import Survey, preflight
 from loralab.app.report import show_plan
 from loralab.app.schedule import CHART_FILE, draw_schedule
@@ -16,6 +16,7 @@ from loralab.config.parse import to_yaml
 from loralab.config.records import RunConfig
 from loralab.data.tags import tag_occurrence
 from loralab.errors import ConfigError, Problem
+from loralab.files import write_text
 
 TAGS_FILE = "tags.txt"
 MOST_TAGS = 20  # shown; the file has them all

@@ -16,7 +16,7 @@ from typing import Any
 from loralab.app.logs import close_log
 from loralab.config.records import RunConfig
 from loralab.errors import Problem, ResumeError, UserError
-from loralab.files import replacing
+from loralab.files import storage_problem
 
 STATE_FILE = "run.json"
 STARTED = "%Y-%m-%dT%H:%M:%S%z"  # how that file tells when the run was started
@@ -84,28 +84,6 @@ def remove_leftovers(folder: RunFolder) -> None:
     if folder.continued:
         for path in folder.path.rglob("*.part"):
             path.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file as a whole or not at all.
-
-    Raises:
-        UserError: The folder is full or not writable.
-    """
-    try:
-        with replacing(path) as part:
-            part.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(storage_problem(path, error)) from error
-
-
-def storage_problem(path: Path, error: OSError, *, key: str = "output_dir") -> Problem:
-    """Say that a folder is full or not writable."""
-    return Problem(
-        key,
-        f"{key}: {path} cannot be written ({error.strerror or error}); free some space, mend "
-        f"the folder's permissions or set {key} to another folder.",
-    )
 
 
 @contextmanager

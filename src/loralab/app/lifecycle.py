@@ -15,7 +15,7 @@ from loralab import __version__
 from loralab.app.build import Job, build
 from loralab.app.captions import tag_counts, training_sources
 from loralab.app.demo_quality import QUALITY_METRICS, measure_quality
-from loralab.app.folders import IMAGES_FILE, STARTED, STATE_FILE, RunFolder, read_state, write_text
+from loralab.app.folders import IMAGES_FILE, STARTED, STATE_FILE, RunFolder, read_state
 from loralab.app.hparams import featured, flatten
 from loralab.app.metadata import image_counts, session_id
 from loralab.app.preflight import Survey
@@ -27,6 +27,7 @@ from loralab.config.parse import to_plain
 from loralab.config.records import RunConfig
 from loralab.config.validation_rules import RESULT_METRICS
 from loralab.data.tags import tag_occurrence
+from loralab.files import write_text
 from loralab.training.callbacks.checkpoint import checkpoints
 from loralab.training.callbacks.recording import FOLDER as RECORDING
 from loralab.training.callbacks.recording import join_pieces

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from loralab.app.adapters import PartPlan
-from loralab.app.folders import write_text
 from loralab.app.metadata import Facts, session_id
 from loralab.config.parse import to_plain
+from loralab.files import write_text
 
 
 def write_card(

@@ -24,10 +24,11 @@ from typing import IO, Any
 
 from loralab.app.composition import compose_config
 from loralab.app.exits import CRASH, INTERRUPTED, USER_ERROR
-from loralab.app.folders import read_state, write_text
+from loralab.app.folders import read_state
 from loralab.app.settings.experiment import load_settings
 from loralab.config.records import RunConfig
 from loralab.errors import ConfigError, Problem, UserError
+from loralab.files import write_text
 
 if sys.platform != "win32":
     import fcntl

@@ -8,17 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from loralab.app.folders import (
-    CONFIG_FILE,
-    choose_folder,
-    remove_leftovers,
-    removed_if_refused,
-    write_text,
-)
+from loralab.app.folders import CONFIG_FILE, choose_folder, remove_leftovers, removed_if_refused
 from loralab.app.logs import open_log, quiet_libraries
 from loralab.app.processes import hand_over, handed_over, is_main_process
 from loralab.app.settings.saving import SETTINGS_FILE, settings_json
 from loralab.config.parse import parse_config, to_yaml
+from loralab.files import write_text
 
 
 def run(raw: Mapping[str, Any] | DictConfig, *, sweep_folder: Path | None = None) -> float | None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from loralab.adapters.export import parse_adapter
 from loralab.adapters.merged import merged
 from loralab.adapters.reader import PEFT_WEIGHTS, open_adapter
-from loralab.app.folders import storage_problem
 from loralab.app.models import DTYPES, fixed_sizes, model_place
 from loralab.app.objective import build_schedule, sampling_config
 from loralab.app.prompt_lines import Shot
@@ -23,6 +22,7 @@ from loralab.app.tools import family_of
 from loralab.config.records import RunConfig
 from loralab.data.contact_sheet import save_sheet
 from loralab.errors import ConfigError, Problem, UserError
+from loralab.files import storage_problem
 from loralab.models.family import ModelFacts, ModelFamily
 from loralab.models.registry import load_family
 from loralab.models.sampling import sample_images

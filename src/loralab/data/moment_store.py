@@ -139,7 +139,7 @@ class FileStore:
             return
         (self.root / UNFINISHED).mkdir(parents=True, exist_ok=True)
         if not (self.root / TAG_FILE).exists():
-            (self.root / TAG_FILE).write_text(TAG, encoding="utf-8")
+            self._replace(self.root / TAG_FILE, TAG.encode())
         for part in unfinished_files(self.root):
             part.unlink(missing_ok=True)
         self._ready = True

@@ -11,7 +11,6 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from loralab.app.composition import neutral_config
-from loralab.app.folders import write_text
 from loralab.app.recipes import check_arguments
 from loralab.app.settings.backward import settings_of
 from loralab.app.settings.beyond import translate_beyond
@@ -24,6 +23,7 @@ from loralab.config.parse import parse_config, without_references
 from loralab.config.records import RunConfig
 from loralab.config.settings_table import settings
 from loralab.errors import ConfigError, Problem
+from loralab.files import write_text
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loralab.app.composition import compose_config
-from loralab.app.folders import write_text
 from loralab.app.settings.backward import settings_of
 from loralab.config.records import RunConfig
 from loralab.errors import ConfigError, Problem
+from loralab.files import write_text
 
 SETTINGS_FILE = "settings.json"
 

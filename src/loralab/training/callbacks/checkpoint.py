@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import lightning.pytorch as L
 
+from loralab.errors import UserError
+from loralab.files import put_in_place
 from loralab.training.callbacks.early_stopping import has_ended
 from loralab.training.callbacks.steps import StepCallback
 from loralab.training.run_files import unwritable
@@ -117,10 +118,10 @@ def save(trainer: L.Trainer, word: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
-            os.replace(part, path)
+            put_in_place(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise unwritable(path, error) from error
+        raise UserError(unwritable(path, error)) from error
     return path
 
 
