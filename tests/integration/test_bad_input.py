@@ -48,6 +48,10 @@ RECORDS = {
         "hydra.run.dir=x adapter.rank=2",
         ["hydra.run.dir has no use here", "output_dir, name and run_id"],
     ),
+    "folder of presets": (
+        "--config-dir=nowhere",
+        ["--config-dir is nowhere, which is no folder", "YAML files as in conf/"],
+    ),
     "no key": ("rank", ["'rank' is not an override", "key=value"]),
     "open bracket": ("optimizer.betas=[0.9", ["'optimizer.betas=[0.9' is not an override"]),
     "steps and epochs": (

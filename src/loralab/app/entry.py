@@ -5,6 +5,7 @@ Only hydra is imported at the top, so that a misspelt key is answered before tor
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -29,6 +30,7 @@ from loralab.errors import Collector, Problem, UserError
 _JOBS = "LORALAB_SWEEP_JOBS"
 # Hydra would make these folders beside the run's own, or leave the folder that paths start from.
 _NOT_OURS = ("hydra.run.dir", "hydra.output_subdir", "hydra.job.chdir")
+_OURS = "output_dir, name and run_id say where a run goes."
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     sys.argv[1:] = ["record=true" if word == "--record" else word for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
-    if is_main_process() and (problems := _foreign_folders(sys.argv[1:])):
+    if is_main_process() and (problems := _folder_problems(sys.argv[1:])):
         refuse(problems)  # Lightning gives the processes that it starts a folder of Hydra's
     with tempfile.NamedTemporaryFile(prefix="loralab-jobs-") as jobs:
         os.environ[_JOBS] = jobs.name
@@ -111,11 +113,14 @@ def _end_sweep() -> None:
         sys.exit(min(code for _, code in failed))
 
 
-def _foreign_folders(arguments: Sequence[str]) -> tuple[Problem, ...]:
-    """Return a problem for each folder of Hydra's that is asked for."""
+def _folder_problems(arguments: Sequence[str]) -> tuple[Problem, ...]:
+    """Return a problem for each folder that is ours to name, and for a missing one of presets."""
     keys = (argument.partition("=")[0].lstrip("+~") for argument in arguments)
-    return tuple(
-        Problem(key, f"{key} has no use here; output_dir, name and run_id say where a run goes.")
-        for key in keys
-        if key in _NOT_OURS
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    place = parser.parse_known_args(arguments)[0].config_dir
+    missing = f"--config-dir is {place}, which is no folder; name one with YAML files as in conf/."
+    return (
+        *(Problem(key, f"{key} has no use here; {_OURS}") for key in keys if key in _NOT_OURS),
+        *([Problem("--config-dir", missing)] if place is not None and not place.is_dir() else []),
     )
