@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -29,3 +32,22 @@ def test_gradients_of_known_noise_give_their_scale() -> None:
 def test_a_window_of_one_step_is_refused() -> None:
     with pytest.raises(ValueError, match="window is 1"):
         GradientNoise(window=1)
+
+
+def test_gradients_that_overflowed_count_in_no_window() -> None:
+    """Two steps of lengths 3 and 1 as worked out above, with an overflow between them."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    logged: dict[str, float] = {}
+    logger = SimpleNamespace(log_metrics=lambda figures, step: logged.update(figures))
+    trainer: Any = SimpleNamespace(
+        world_size=1, global_step=2, loggers=[logger], precision_plugin=None
+    )
+    callback, module = GradientNoise(window=2), torch.nn.Module()
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    for gradient in ((3.0, 0.0), (float("inf"), 0.0), (1.0, 0.0)):
+        weight.grad = torch.tensor(gradient)
+        callback.on_train_batch_start(trainer, module, {"loss_weight": torch.ones(1)}, 0)  # type: ignore[arg-type]
+        callback.on_before_optimizer_step(trainer, module, optimizer)  # type: ignore[arg-type]
+        callback.on_step_end(trainer, module)  # type: ignore[arg-type]
+    assert logged["gradient/signal"] == pytest.approx(3.0)
+    assert logged["gradient/noise"] == pytest.approx(2.0)

@@ -52,7 +52,8 @@ class GradientNoise(StepCallback):
     """Logs `gradient/noise_scale`, in images, after every window of steps.
 
     The steps of a window stand for batches at the same weights, so a window should be short
-    against the run. Gradients are taken before clipping; one copy of them is kept.
+    against the run. Gradients are taken before clipping; one copy of them is kept. Steps whose
+    gradients overflowed in float16 are skipped, and count in no window.
     """
 
     def __init__(self, window: int = 8) -> None:
@@ -62,13 +63,14 @@ class GradientNoise(StepCallback):
         self.window = window
         self._sums: list[Tensor] = []
         self._squares, self._steps, self._images = 0.0, 0, 0
+        self._images_of_step = 0
         self._smooth: list[float] = []  # signal, noise
 
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Count the images of the step."""
-        self._images += int((batch["loss_weight"] > 0).sum()) * trainer.world_size
+        self._images_of_step += int((batch["loss_weight"] > 0).sum()) * trainer.world_size
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any
@@ -82,7 +84,12 @@ class GradientNoise(StepCallback):
         if (scale := gradient_scale(trainer, optimizer)) != 1.0:
             gradients = [gradient / scale for gradient in gradients]
         norms = torch.stack(list(torch._foreach_norm(gradients)))
-        self._squares += float(norms.square().sum())
+        images, self._images_of_step = self._images_of_step, 0
+        squares = float(norms.square().sum())
+        if not math.isfinite(squares):
+            return
+        self._squares += squares
+        self._images += images
         if self._sums:
             torch._foreach_add_(self._sums, gradients)
         else:
