@@ -6,11 +6,12 @@ shown to the user and built from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 
 from loralab.app.adapters import PartPlan, part_plans
 from loralab.app.caching import FOLDER_KEY, cache_dir, check_room, open_latent_cache
-from loralab.app.caption_lengths import fit_captions
+from loralab.app.caption_lengths import FittedCaptions, fit_captions
 from loralab.app.folders import RunFolder, output_folder_problem
 from loralab.app.held_out import choose_probe, held_out_problems, measured_once
 from loralab.app.images import Images, size_images
@@ -73,62 +74,32 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
     """
     problems = resume_problems(config, folder)
     collect = Collector(problems)
+    spec = family_spec(config.model.family.name)
     facts = collect(model_facts, model_place(config), family=config.model.family.name)
     collect(check_model, config, facts)
-    fit = collect(image_fit, config, facts)
-    sources = collect(read_sources, config)
     collect(check_recipes, config)
+    collect(check_objective, config, facts)
     cut_prompts = collect(check_result_metrics, config)
+    parts = collect(part_plans, config, spec) if facts is not None else None
     if is_sweep and num_devices(config) > 1:
         problems.append(_one_device(config))
-    collect(check_objective, config, facts)
-    spec = family_spec(config.model.family.name)
-    parts = collect(part_plans, config, spec) if facts is not None else None
-    if folder.checkpoint is not None and (damage := checkpoint_problem(folder.checkpoint)):
-        problems.append(damage)
-    if problem := output_folder_problem(folder.path, needed_bytes=_bytes_needed(config, parts)):
-        problems.append(problem)
-    if (
-        (place := cache_dir(config)) is not None
-        and not place.exists()
-        and (problem := output_folder_problem(place, key=FOLDER_KEY, needed_bytes=2**20))
-    ):
-        problems.append(problem)
-    if facts is not None and sources is not None:
-        sources = with_masks(config, sources, facts)
-    bad_images = sources.problems if sources is not None else ()
-    problems += bad_images
-    if sources is not None and bad_images and not any(s.records for s in sources.training):
-        raise ConfigError(*problems)  # no image is left that could be checked on
-    captions = None
-    if facts is not None and sources is not None:
-        captions = collect(fit_captions, config, sources, spec, facts)
-        sources = captions.sources if captions is not None else sources
-    images = None
-    if fit is not None and sources is not None:
-        images = collect(size_images, config, sources, fit)
-    if facts is None or images is None or parts is None or captions is None or bad_images:
+    problems += _folder_problems(config, folder, parts)
+    shown = _look_at_images(config, spec, facts, collect)
+    if facts is None or parts is None or shown is None:
         raise ConfigError(*problems)
-
+    captions, images = shown
     if problem := data_problem(folder, images):
         problems.append(problem)
-    steps_per_epoch = _steps_per_epoch(config, images)
-    total_steps = _total_steps(config, steps_per_epoch)
-    warmup_steps = count_warmup_steps(config, total_steps)
-    problems += schedule_problems(
-        config,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        steps_per_epoch=steps_per_epoch,
-    )
+    length = _length(config, images)
+    problems += schedule_problems(config, **asdict(length))
     measured = measured_once(images.held_out)
     problems += held_out_problems(config, measured)
     probe = choose_probe(images.training, len(measured) * config.validation.train_probe)
     cache = collect(open_latent_cache, config)
     if cache is not None:
-        phases = resolution_phases(config, total_steps, steps_per_epoch)
+        phases = resolution_phases(config, length.total_steps, length.steps_per_epoch)
         collect(check_room, config, cache, images.training, (*measured, *probe), facts, phases)
-    if problems or sources is None:
+    if problems:
         raise ConfigError(*problems)
     return Survey(
         facts=facts,
@@ -138,12 +109,10 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
         probe_items=probe,
         rotation=images.rotation,
         parts=parts,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
+        **asdict(length),
         data_digest=images.digest,
         fingerprints=images.fingerprints,
-        files=sources.files,
+        files=captions.sources.files,
         cache=cache,
         text_rows=captions.rows,
         caption_note=captions.note,
@@ -151,6 +120,61 @@ def preflight(config: RunConfig, folder: RunFolder, *, is_sweep: bool = False) -
         odd=images.odd,
         cut_prompts=cut_prompts or (),
     )
+
+
+def _look_at_images(
+    config: RunConfig, spec: FamilySpec, facts: ModelFacts | None, collect: Collector
+) -> tuple[FittedCaptions, Images] | None:
+    """Read, caption and size the images; None when a problem stands in the way.
+
+    Raises:
+        ConfigError: No image is left that could be checked on.
+    """
+    fit = collect(image_fit, config, facts)
+    sources = collect(read_sources, config)
+    if sources is None:
+        return None
+    captions = images = None
+    if facts is not None:
+        sources = with_masks(config, sources, facts)
+    collect.problems += sources.problems
+    if sources.problems and not any(source.records for source in sources.training):
+        raise ConfigError(*collect.problems)
+    if facts is not None:
+        captions = collect(fit_captions, config, sources, spec, facts)
+    if fit is not None:
+        images = collect(size_images, config, captions.sources if captions else sources, fit)
+    if captions is None or images is None or sources.problems:
+        return None
+    return captions, images
+
+
+def _folder_problems(
+    config: RunConfig, folder: RunFolder, parts: dict[str, PartPlan] | None
+) -> Iterator[Problem]:
+    """Yield what is wrong with the places that are read from and written to."""
+    if folder.checkpoint is not None and (damage := checkpoint_problem(folder.checkpoint)):
+        yield damage
+    if problem := output_folder_problem(folder.path, needed_bytes=_bytes_needed(config, parts)):
+        yield problem
+    place = cache_dir(config)
+    if place is not None and not place.exists():
+        problem = output_folder_problem(place, key=FOLDER_KEY, needed_bytes=2**20)
+        if problem:
+            yield problem
+
+
+@dataclass(frozen=True)
+class _Length:
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+
+
+def _length(config: RunConfig, images: Images) -> _Length:
+    steps_per_epoch = _steps_per_epoch(config, images)
+    total_steps = _total_steps(config, steps_per_epoch)
+    return _Length(steps_per_epoch, total_steps, count_warmup_steps(config, total_steps))
 
 
 def _steps_per_epoch(config: RunConfig, images: Images) -> int:
