@@ -48,6 +48,18 @@ RECORDS = {
         "hydra.run.dir=x adapter.rank=2",
         ["hydra.run.dir has no use here", "output_dir, name and run_id"],
     ),
+    "key of another recipe": (
+        "optimizer=prodigy optimizer.fused=true",
+        ["optimizer.fused is not in this recipe", "Allowed: betas, d0, d_coef"],
+    ),
+    "option with a slash": (
+        "optimizer=mine/adamw",
+        ["optimizer=mine/adamw does not exist", "Did you mean optimizer=adamw?"],
+    ),
+    "launcher misspelt": (
+        "hydra/launcher=joblb -m optimizer.lr=1e-4,1e-3",
+        ["hydra/launcher=joblb does not exist", "Did you mean hydra/launcher=joblib?"],
+    ),
     "folder of presets": (
         "--config-dir=nowhere",
         ["--config-dir is nowhere, which is no folder", "YAML files as in conf/"],

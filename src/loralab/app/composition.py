@@ -150,7 +150,7 @@ def _keep_composable(
         return list(candidates)
     except COMPOSING_ERRORS as found:
         if len(candidates) == 1:
-            problems.append(reword(found, candidates[0]))
+            problems.append(reword(found, candidates[0], good))
             return []
     middle = len(candidates) // 2
     first = _keep_composable(good, candidates[:middle], problems)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 from hydra import compose
@@ -30,8 +31,14 @@ _PLUGINS = {  # of Hydra -> the extra that brings them
 _PRESETS = ("experiment", "sweep", "hparams_search", "debug")  # groups that a run does without
 
 
-def reword(error: BaseException, override: str) -> Problem:
-    """Return what an override, or a file of `conf/` where it is empty, has done wrong."""
+def reword(error: BaseException, override: str, beside: Sequence[str] = ()) -> Problem:
+    """Return what an override, or a file of `conf/` where it is empty, has done wrong.
+
+    Args:
+        error: What composing raised.
+        override: The one at fault.
+        beside: Those that compose, on top of which it was tried.
+    """
     if isinstance(error, UnicodeDecodeError):
         subject = override or "conf"
         return Problem(subject, f"{subject}: the file is not UTF-8 text; save it as UTF-8.")
@@ -54,7 +61,7 @@ def reword(error: BaseException, override: str) -> Problem:
         return Problem(mark.name, f"{where}, is not YAML: {error.problem}; mend the file.")
     is_bare = isinstance(error, OmegaConfBaseException)
     cause = error if is_bare else error.__cause__ or error.__context__
-    problem = _of_a_list(override) or _of_a_key(cause, override)
+    problem = _of_a_list(override) or _of_a_key(cause, override, beside)
     file = re.match(r"In '([^']+)': ", str(error))
     if problem is None:
         first, *rest = str(error).splitlines() or [type(error).__name__]
@@ -75,7 +82,7 @@ def not_an_override(argument: str) -> Problem:
     )
 
 
-def _of_a_key(cause: BaseException | None, override: str) -> Problem | None:
+def _of_a_key(cause: BaseException | None, override: str, beside: Sequence[str]) -> Problem | None:
     """Return the problem when the error names a key of ours, else None."""
     key = str(getattr(cause, "full_key", None) or "").split("[")[0]  # a list's item: the list
     if not key:
@@ -83,7 +90,7 @@ def _of_a_key(cause: BaseException | None, override: str) -> Problem | None:
     if isinstance(cause, ValidationError):
         value = getattr(cause, "value", None)
         return _wrong_value(key, override.partition("=")[2] if value is None else value)
-    return _unknown_key(key) if isinstance(cause, OmegaConfBaseException) else None
+    return _unknown_key(key, beside) if isinstance(cause, OmegaConfBaseException) else None
 
 
 def _of_a_list(override: str) -> Problem | None:
@@ -118,10 +125,12 @@ def _removal(override: str) -> Problem:
 
 
 def _missing_option(error: MissingConfigException, override: str) -> Problem:
-    group, _, option = (error.missing_cfg_file or override).rpartition("/")
-    group = group.strip("/")
-    folder = conf_dir() / group
-    options = [file.stem for file in folder.glob("*.yaml")] if group and folder.is_dir() else []
+    missing = (error.missing_cfg_file or override).strip("/")
+    group, _, option = missing.rpartition("/")
+    key, _, value = override.lstrip("+").partition("=")
+    if missing == f"{key}/{value}":  # an option may have slashes too
+        group, option = key, value
+    options = list(error.options or ())
     extra = _PLUGINS.get(f"{group}/{option}")
     if extra is not None:
         return Problem(group, f"{group}={option} is not installed: pip install 'loralab[{extra}]'.")
@@ -138,14 +147,14 @@ def _wrong_value(key: str, value: object) -> Problem:
     return Problem(key, f"{key} is {value!r}; it must be {allowed}.")
 
 
-def _unknown_key(key: str) -> Problem:
+def _unknown_key(key: str, beside: Sequence[str]) -> Problem:
     if key.split(".")[0] in _PRESETS:
         text = f"{key} is not an option; a file of that group begins with # @package _global_."
         return Problem(key, text)
     parent, _, name = key.rpartition(".")
     recipe = parent.split(".")[0]
     if recipe in ("optimizer", "trainer", "callbacks"):
-        keys = _composed_keys(parent)
+        keys = _composed_keys(parent, beside)
         names = [str(key) for key in keys if not str(key).startswith("_")]
         close = nearest(name, names, f"{parent}.")
         return Problem(
@@ -160,8 +169,8 @@ def _unknown_key(key: str) -> Problem:
     )
 
 
-def _composed_keys(key: str) -> list[Any]:
-    node = OmegaConf.select(compose("train"), key)
+def _composed_keys(key: str, overrides: Sequence[str]) -> list[Any]:
+    node = OmegaConf.select(compose("train", overrides=list(overrides)), key)
     return list(node) if node is not None else []
 
 
