@@ -12,6 +12,9 @@ from typing import ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_MEMORY_PHRASES = (
+    "out of memory", "not enough memory", "can't allocate memory", "STATUS_ALLOC_FAILED",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ class Collector:
         except UserError as error:
             self.problems.extend(error.problems)
             return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, by the words of CUDA, MPS, cuBLAS or the CPU's allocator."""
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in _MEMORY_PHRASES)
 
 
 def _as_problem(problem: Problem | str) -> Problem:

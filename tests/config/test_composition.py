@@ -115,13 +115,14 @@ def test_several_values_without_a_sweep_are_refused() -> None:
         (b"# @package _global_\nname: caf\xe9\n", "not UTF-8 text; save it as UTF-8"),
     ],
 )
+@pytest.mark.parametrize("form", [("--config-dir", "{}"), ("--config-dir={}",), ("-cd", "{}")])
 def test_a_preset_that_is_none_is_told_what_it_lacks(
-    tmp_path: Path, content: bytes, words: str
+    tmp_path: Path, content: bytes, words: str, form: tuple[str, ...]
 ) -> None:
     register()
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "own.yaml").write_bytes(content)
-    arguments = ("--config-dir", str(tmp_path), "experiment=own")
+    arguments = (*(part.format(tmp_path) for part in form), "experiment=own")
     (problem,) = composition_problems(ValueError("preset"), arguments)
     assert words in str(problem)
 

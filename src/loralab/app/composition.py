@@ -6,6 +6,7 @@ that work; `composition_errors` says what is wrong with it.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -159,11 +160,16 @@ def _keep_composable(
 
 def _search_path(arguments: Sequence[str]) -> list[str]:
     """Return `--config-dir FOLDER` as an override, so that the user's own options are found."""
-    for flag in ("--config-dir", "-cd"):
-        if flag in arguments[:-1]:
-            folder = Path(arguments[arguments.index(flag) + 1]).absolute()
-            return [f"hydra.searchpath=['file://{folder}']"]
-    return []
+    folder = preset_folder(arguments)
+    return [] if folder is None else [f"hydra.searchpath=['file://{folder.absolute()}']"]
+
+
+def preset_folder(arguments: Sequence[str]) -> Path | None:
+    """Return the folder that a command line gives as `--config-dir`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    found: Path | None = parser.parse_known_args(arguments)[0].config_dir
+    return found
 
 
 def _single_overrides(arguments: Sequence[str], problems: list[Problem]) -> list[str]:

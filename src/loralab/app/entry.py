@@ -5,7 +5,6 @@ Only hydra is imported at the top, so that a misspelt key is answered before tor
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -18,7 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from loralab.app.composition import COMPOSING_ERRORS, composition_problems, preset_problems
+from loralab.app.composition import (
+    COMPOSING_ERRORS,
+    composition_problems,
+    preset_folder,
+    preset_problems,
+)
 from loralab.app.exits import CRASH, INTERRUPTED, USER_ERROR, exit_codes, refuse, tell
 from loralab.app.logs import report_crash
 from loralab.app.processes import is_main_process
@@ -116,9 +120,7 @@ def _end_sweep() -> None:
 def _folder_problems(arguments: Sequence[str]) -> tuple[Problem, ...]:
     """Return a problem for each folder that is ours to name, and for a missing one of presets."""
     keys = (argument.partition("=")[0].lstrip("+~") for argument in arguments)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", type=Path)
-    place = parser.parse_known_args(arguments)[0].config_dir
+    place = preset_folder(arguments)
     missing = f"--config-dir is {place}, which is no folder; name one with YAML files as in conf/."
     return (
         *(Problem(key, f"{key} has no use here; {_OURS}") for key in keys if key in _NOT_OURS),

@@ -9,6 +9,8 @@ import traceback
 import warnings
 from pathlib import Path
 
+from loralab.errors import is_out_of_memory
+
 LOG_FILE = "train.log"
 _log = logging.getLogger("loralab")
 _current: list[Path] = []
@@ -76,4 +78,6 @@ def report_crash(error: BaseException) -> None:
         "w", encoding="utf-8", prefix="loralab-", suffix=".log", delete=False
     ) as file:
         file.write(text)
+    if is_out_of_memory(error):
+        crash = f"ran out of memory ({reason.rstrip('.')}): free some, or ask for less at a time."
     print(f"loralab {crash}\nThe traceback is in {file.name}.", file=sys.stderr)

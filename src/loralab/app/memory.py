@@ -6,18 +6,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from loralab.app.folders import RunFolder
 from loralab.app.lifecycle import how_to_continue
 from loralab.app.logs import LOG_FILE
 from loralab.app.models import AUTOCAST
 from loralab.config.choices import WeightDtype
 from loralab.config.records import RunConfig
-from loralab.errors import Problem, UserError
+from loralab.errors import Problem, UserError, is_out_of_memory
 
-# What CUDA, MPS, cuBLAS and the CPU's allocator say; only the first has an exception of its own.
-_PHRASES = ("out of memory", "not enough memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 _log = logging.getLogger("loralab")
 
 
@@ -31,16 +27,11 @@ def memory_told(config: RunConfig, folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         _log.exception("out of memory")
         # What the failed step holds is let go, for the next job of a sweep.
         raise UserError(_problem(config, folder, error)) from error.with_traceback(None)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or any(phrase in str(error) for phrase in _PHRASES)
 
 
 def _problem(config: RunConfig, folder: RunFolder, error: Exception) -> Problem:
