@@ -68,9 +68,16 @@ def start(config: RunConfig, survey: Survey, folder: RunFolder) -> Job:
 
 
 def train(job: Job, folder: RunFolder) -> None:
-    """Fit, from the checkpoint if there is one."""
+    """Fit, from the checkpoint if there is one.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed again; Lightning makes an exit of it.
+    """
     checkpoint = str(folder.checkpoint) if folder.checkpoint else None
-    job.trainer.fit(job.module, job.datamodule, ckpt_path=checkpoint, weights_only=True)
+    try:
+        job.trainer.fit(job.module, job.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as ending:
+        raise KeyboardInterrupt from ending
 
 
 def finish(job: Job, config: RunConfig, folder: RunFolder) -> float | None:
