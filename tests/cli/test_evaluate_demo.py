@@ -53,6 +53,7 @@ def copy(run_folder: Path, target: Path) -> Path:
     return Path(shutil.copytree(run_folder, target))
 
 
+@pytest.mark.slow
 def test_the_end_of_a_demo_run_is_judged_in_tensorboard(demo_run: Path) -> None:
     events = EventAccumulator(str(demo_run), size_guidance={"images": 0}).Reload()
     metrics = json.loads((demo_run / "run.json").read_text(encoding="utf-8"))["metrics"]

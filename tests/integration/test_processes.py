@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.integration.artifacts import adapter, curves, last_checkpoint
@@ -51,6 +52,7 @@ def test_two_processes_equal_one_with_accumulation_of_two(
     assert json.loads((folders[1] / "run.json").read_text())["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_wait_for_gradients_that_never_come(
     cli: Cli, tiny: list[str], output: Path
 ) -> None:

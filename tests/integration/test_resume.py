@@ -85,7 +85,7 @@ def interrupted(reference: Path, output: Path) -> Path:
     return output
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_and_continued_run_equals_the_uninterrupted_one(
     cli: Cli, settings: list[str], reference: Path, output: Path, num_workers: int
 ) -> None:
@@ -115,16 +115,15 @@ def test_killed_and_continued_run_equals_the_uninterrupted_one(
     assert names(folder) == names(expected)
 
 
-SLOW = ("previews/step-000000.png", "adapters/run-step000006.diffusers",
+SLOW = ("previews/step-000000.png", "previews/step-000006.png", "adapters/run.",
+        "adapters/run-step000006.diffusers",
         "checkpoints/best-000003", "adapters/run-step000006", "preview.png")  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "file",
     [
-        "previews/step-000006.png",
         "checkpoints/step-000006",
-        "adapters/run.",
         *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
     ],
 )
@@ -348,7 +347,7 @@ def drop_moments(path: Path) -> None:
     "damage",
     [
         truncate,
-        drop_moments,
+        pytest.param(drop_moments, marks=pytest.mark.slow),
         pytest.param(turn_a_bit, marks=pytest.mark.slow),
         pytest.param(drop_optimizer, marks=pytest.mark.slow),
     ],

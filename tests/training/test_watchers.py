@@ -217,6 +217,7 @@ def test_run_continues_from_the_best_checkpoint_as_if_nothing_had_happened(
     assert len(again.validation.history) == len(whole.validation.history)
 
 
+@pytest.mark.slow
 def test_alarm_warns_once_an_episode_in_log_and_on_screen(
     run: Run, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -246,6 +247,7 @@ def test_checkpoint_of_a_step_holds_the_validation_of_that_step(run: Run, tmp_pa
         assert [entry["step"] for entry in state["history"]] == [3, 6][:count]
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_run_validates_each_step_once(run: Run, tmp_path: Path) -> None:
     whole = run(steps=8, every_n_steps=4, every_checkpoint=100)
     for step in (3, 4):  # between two validations, and where one is due
