@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
-from _pytest.mark import ParameterSet
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -31,16 +29,7 @@ def recipe(name: str) -> dict[str, Any]:
     return content
 
 
-def installed(name: str) -> dict[str, Any]:
-    """Return a recipe; skip where its package is not installed."""
-    found = recipe(name)
-    package = found["_target_"].partition(".")[0]
-    if find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
-    return found
-
-
-def tried(*values: str) -> ParameterSet:
+def tried(*values: str) -> Any:
     """Return a test's parameters, the first a recipe's name; pages of memory need a GPU."""
     marks = [pytest.mark.gpu] if "Paged" in recipe(values[0])["_target_"] else []
     return pytest.param(*values, marks=marks)

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from _pytest.mark import ParameterSet
 from torch import Tensor
 
 from loralab.errors import ConfigError
 from tests.effects.registry import effect
 from tests.effects.runs import Tiny
-from tests.toy_optimizer import RECIPES, Toy, installed, recipe, tried
+from tests.toy_optimizer import RECIPES, Toy, recipe, tried
 
 OTHER: dict[str, Any] = {
     "lr": 0.5, "betas": [0.5, 0.6], "weight_decay": 0.3, "eps": 0.1, "momentum": 0.3,
@@ -34,7 +33,7 @@ NEEDS = {  # argument -> what must be set for it to be read
 }
 
 
-def cases() -> list[ParameterSet]:
+def cases() -> list[Any]:
     return [
         tried(name, argument)
         for name in RECIPES
@@ -61,7 +60,7 @@ def end(settings: dict[str, Any]) -> Tensor:
 )  # fmt: skip
 @pytest.mark.parametrize(("name", "argument"), cases())
 def test_an_argument_reaches_its_optimizer(name: str, argument: str) -> None:
-    settings = {**installed(name), **NEEDS.get((name, argument), {})}
+    settings = {**recipe(name), **NEEDS.get((name, argument), {})}
     value = OTHER[argument]
     if argument == "weight_decouple":  # tells only where there is decay
         settings = {**settings, "weight_decay": 0.3}
@@ -74,14 +73,14 @@ def test_an_argument_reaches_its_optimizer(name: str, argument: str) -> None:
 
 @effect("optimizer.safeguard_warmup")
 def test_the_safeguard_is_the_one_given() -> None:
-    toy = Toy({**installed("prodigy"), "safeguard_warmup": False})
+    toy = Toy({**recipe("prodigy"), "safeguard_warmup": False})
     assert {group["safeguard_warmup"] for group in toy.optimizer.param_groups} == {False}
 
 
 @effect("optimizer.min_8bit_size")
 @pytest.mark.parametrize(("size", "kind"), [(4096, torch.uint8), (8192, torch.float32)])
 def test_smaller_tensors_keep_32_bits(size: int, kind: torch.dtype) -> None:
-    settings = {**installed("adamw8bit"), "min_8bit_size": size}
+    settings = {**recipe("adamw8bit"), "min_8bit_size": size}
     parameter = torch.nn.Parameter(torch.ones(64, 64))
     from loralab.app.optimizers import optimizer_maker
 

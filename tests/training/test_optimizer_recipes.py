@@ -8,7 +8,7 @@ import torch
 from loralab.app.recipes import check_arguments, recipe_arguments
 from loralab.app.toy_builds import try_optimizer
 from loralab.errors import ConfigError
-from tests.toy_optimizer import RECIPES, TRIED, Toy, installed, recipe
+from tests.toy_optimizer import RECIPES, TRIED, Toy, recipe
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ def test_every_recipe_asked_for_is_there() -> None:
 
 @pytest.mark.parametrize("name", TRIED)
 def test_the_class_is_the_one_named_and_every_rate_is_the_one_given(name: str) -> None:
-    found = installed(name)
+    found = recipe(name)
     toy = Toy(found)
     module, _, kind = found["_target_"].rpartition(".")
     assert type(toy.optimizer).__name__ == kind
@@ -40,14 +40,14 @@ def test_the_class_is_the_one_named_and_every_rate_is_the_one_given(name: str) -
 
 @pytest.mark.parametrize("name", TRIED)
 def test_the_loss_falls(name: str) -> None:
-    losses = list(Toy(installed(name)).losses(40))
+    losses = list(Toy(recipe(name)).losses(40))
     assert all(map(torch.isfinite, torch.tensor(losses)))
     assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("name", TRIED)
 def test_what_goes_on_from_a_checkpoint_is_what_never_stopped(name: str) -> None:
-    found = installed(name)
+    found = recipe(name)
     whole, stopped, resumed = Toy(found), Toy(found), Toy(found)
     expected = list(whole.losses(12))
     assert list(stopped.losses(7)) == expected[:7]
@@ -59,7 +59,7 @@ def test_what_goes_on_from_a_checkpoint_is_what_never_stopped(name: str) -> None
 
 @pytest.mark.parametrize("name", TRIED)
 def test_a_wrong_argument_is_refused_with_the_nearest_one(name: str) -> None:
-    found = installed(name)
+    found = recipe(name)
     check_arguments("optimizer", found, given=1)
     try_optimizer(found, CPU)
     wrong = next(argument for argument in recipe_arguments(found) if argument != "lr")
