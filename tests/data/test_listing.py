@@ -104,7 +104,7 @@ def write_csv(path, column="text"):
 
 
 def write_parquet(path, column="text"):
-    arrow = pytest.importorskip("pyarrow")
+    import pyarrow as arrow
     from pyarrow.parquet import write_table
 
     columns = {"file_name": list(CAPTIONS), column: list(CAPTIONS.values())}
@@ -185,8 +185,6 @@ def test_every_disagreement_between_table_and_folder_is_told(photos):
     ],
 )
 def test_file_that_is_not_what_its_name_says_is_refused(photos, problems_of, name, content, says):
-    if name.endswith(".parquet"):
-        pytest.importorskip("pyarrow")
     (photos / name).write_text(content)
     (message,) = problems_of(list_metadata, photos, key=KEY, metadata_file=name)
     assert message.startswith(str(photos / name))

@@ -102,7 +102,6 @@ def test_a_relative_step_takes_no_rate_and_no_schedule(tiny: Tiny) -> None:
 
 @effect("optimizer.d0")
 def test_the_rate_that_was_found_is_logged(tiny: Tiny) -> None:
-    pytest.importorskip("prodigyopt")
     run = tiny.run("optimizer=prodigy", "optimizer.lr=0.5", "optimizer.d0=1e-3",
                    "adapter.text_encoder.lr_scale=1", "logger=csv")  # fmt: skip
     found = run.column("learning_rate/unet_found")

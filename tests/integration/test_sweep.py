@@ -129,7 +129,6 @@ def test_search_leaves_failed_jobs_out_and_lists_them(
 def test_jobs_of_other_processes_are_listed_when_they_fail(
     cli: Cli, tiny: list[str], output: Path
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     outcome = cli(
         "-m", *tiny, "adapter.unet.targets=[to_q],[to_z]", "trainer.max_steps=2",
         "scheduler.warmup_steps=0", "hydra/launcher=joblib",

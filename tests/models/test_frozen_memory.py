@@ -93,7 +93,8 @@ def test_a_trainable_weight_is_not_frozen() -> None:
 
 
 def test_adapters_are_not_frozen_even_when_their_weights_are() -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     wrapped = network()
     peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["0"]), wrapped)
     assert frozen_state(wrapped.requires_grad_(False)) is None

@@ -93,7 +93,8 @@ class Looking(StepCallback):
 def test_looking_at_a_schedule_free_average_changes_no_bit_of_training(
     make_module: Make, make_data: Make, make_trainer: Make, items: list[Item]
 ) -> None:
-    schedulefree = pytest.importorskip("schedulefree")
+    import schedulefree
+
     ends = []
     for callbacks in ([], [Looking()]):
         module = make_module(optimizer=schedulefree.AdamWScheduleFree, rate=1e-2)
@@ -110,7 +111,8 @@ def test_looking_at_a_schedule_free_average_changes_no_bit_of_training(
 def test_the_export_of_a_schedule_free_optimizer_is_its_own_average(
     make_module: Make, make_data: Make, make_trainer: Make, items: list[Item]
 ) -> None:
-    schedulefree = pytest.importorskip("schedulefree")
+    import schedulefree
+
     module = make_module(optimizer=schedulefree.AdamWScheduleFree, rate=1e-2)
     make_trainer(max_steps=3).fit(module, make_data(items))
     with module.weights_for("export"):

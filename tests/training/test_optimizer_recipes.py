@@ -72,7 +72,6 @@ def test_a_wrong_argument_is_refused_with_the_nearest_one(name: str) -> None:
 
 
 def test_a_paged_optimizer_is_refused_on_the_cpu_where_it_would_page_nothing() -> None:
-    pytest.importorskip("bitsandbytes")
     with pytest.raises(ConfigError, match=r"Paged.* cannot take a step on the cpu: .*supported"):
         try_optimizer(recipe("paged_adamw8bit"), CPU)
 
